@@ -69,9 +69,11 @@ fn compile_object(root: &Path, out: &Path, plan: &Path, name: &str) -> Result<()
         // One segment from offset 0 and no reference outwards: the restorer maps its own file a
         // second time, elsewhere, and goes on there.
         "restorer" => command.args([
+            // Calls go straight to their targets, not through a table in another segment.
+            "-Crelro-level=off",
             "-Clink-arg=-nostdlib",
-            "-Clink-arg=-Wl,-z,noseparate-code,-z,norelro,-z,nognustack,--no-dynamic-linker",
-            "-Clink-arg=-Wl,--no-undefined,--hash-style=sysv,--build-id=none",
+            "-Clink-arg=-Wl,-z,noseparate-code,-z,norelro,--no-rosegment",
+            "-Clink-arg=-Wl,--no-undefined,-Bsymbolic,--hash-style=sysv,--build-id=none",
         ]),
         _ => command.args(["-Clink-arg=-nostartfiles", "-Clink-arg=-Wl,--build-id=none"]),
     };

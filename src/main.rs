@@ -1,2 +1,4 @@
 //! The program: everything is in the library.
-fn main() {}
+#![no_main]
+
+preloaded_criu::entry!(preloaded_criu::cli::main);

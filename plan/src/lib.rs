@@ -56,6 +56,10 @@ pub struct Header {
     pub thaw: u64,
     /// Lowest address of the frozen main stack's mapping, and one past its highest.
     pub stack: Range,
+    /// Length with which this C library registers a thread's rseq area (rseq(2)).
+    pub rseq_length: u64,
+    /// Signature that goes with it.
+    pub rseq_signature: u64,
 }
 
 /// A half-open range of addresses.

@@ -1,7 +1,321 @@
-//! The restorer.
-#![cfg_attr(not(test), no_std)]
-#[cfg(not(test))]
+//! The part of preloaded-criu that lives in the frozen process.
+//!
+//! At snapshot time it is preloaded into the interpreter (ld.so(8), `LD_PRELOAD`) and takes the
+//! place of `main`: it starts CPython, lets the agent do the imports, and stops at the sync point
+//! with no Python frame on the stack. There the process is frozen. In a restored process it gives
+//! the process its threads back, then runs CPython's own main function with the caller's arguments,
+//! so that what a run does with them is what `python3` does with them.
+#![no_std]
+#![allow(unsafe_code, reason = "this crate runs inside another program")]
+
+mod libc;
+mod python;
+mod syscall;
+mod thaw;
+
+use core::ffi::{CStr, c_char, c_int, c_void};
+use core::ptr::{null, null_mut};
+
+use python::{Config, Object, Python};
+use thaw::THAWED;
+
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(OWN_FAILURE) }
 }
+
+/// Exit status of preloaded-criu's own failures.
+const OWN_FAILURE: c_int = 125;
+/// `Py_file_input` (Include/compile.h).
+const FILE_INPUT: c_int = 257;
+const FREEZE: &CStr = c"PRELOADED_CRIU_FREEZE";
+const PRELOAD: &CStr = c"LD_PRELOAD";
+
+type Main = unsafe extern "C" fn(c_int, *mut *mut c_char, *mut *mut c_char) -> c_int;
+type Hook = unsafe extern "C" fn();
+type StartMain = unsafe extern "C" fn(
+    Main,
+    c_int,
+    *mut *mut c_char,
+    Option<Hook>,
+    Option<Hook>,
+    Option<Hook>,
+    *mut c_void,
+) -> c_int;
+
+/// Stands before the C library's function of that name, which the program's entry point calls
+/// (Linux Standard Base, `__libc_start_main`): the only place where `main` can be replaced.
+///
+/// # Safety
+///
+/// Called by the program's entry point only.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __libc_start_main(
+    main: Main,
+    argc: c_int,
+    argv: *mut *mut c_char,
+    init: Option<Hook>,
+    fini: Option<Hook>,
+    rtld_fini: Option<Hook>,
+    stack_end: *mut c_void,
+) -> c_int {
+    // SAFETY: the next definition is the C library's; its environment is set up before it is called.
+    unsafe {
+        let real = libc::dlsym(libc::RTLD_NEXT, c"__libc_start_main".as_ptr());
+        if real.is_null() {
+            libc::_exit(OWN_FAILURE);
+        }
+        let real = core::mem::transmute::<*mut c_void, StartMain>(real);
+        let asked = !libc::getenv(FREEZE.as_ptr()).is_null();
+        let main = if asked { frozen_main } else { main };
+        real(main, argc, argv, init, fini, rtld_fini, stack_end)
+    }
+}
+
+/// The descriptors that the snapshot hands over.
+struct Channels {
+    /// The agent's source and its job.
+    agent: c_int,
+    /// Where the agent reports.
+    report: c_int,
+    /// Where a restore through CRIU sends its orders.
+    orders: c_int,
+}
+
+impl Channels {
+    /// Reads three numbers, separated by commas, and takes the variable out of the environment.
+    unsafe fn take() -> Self {
+        // SAFETY: the caller found the variable; strtol stops at what is no digit.
+        unsafe {
+            let mut text = libc::getenv(FREEZE.as_ptr());
+            let mut next = || {
+                let mut end = null_mut();
+                let number = libc::strtol(text, &raw mut end, 10) as c_int;
+                text = if end.read() == 0 { end } else { end.add(1) };
+                number
+            };
+            let channels = Self { agent: next(), report: next(), orders: next() };
+            libc::unsetenv(FREEZE.as_ptr());
+            channels
+        }
+    }
+}
+
+/// Leaves in `LD_PRELOAD` what the user had there: our object is its first entry.
+unsafe fn restore_preload() {
+    // SAFETY: setenv copies the value before it lets the old one go.
+    unsafe {
+        let value = libc::getenv(PRELOAD.as_ptr());
+        if value.is_null() {
+            return;
+        }
+        let rest = libc::strchr(value, c_int::from(b':'));
+        if rest.is_null() {
+            libc::unsetenv(PRELOAD.as_ptr());
+        } else {
+            libc::setenv(PRELOAD.as_ptr(), rest.add(1), 1);
+        }
+    }
+}
+
+unsafe extern "C" fn frozen_main(
+    argc: c_int,
+    argv: *mut *mut c_char,
+    _: *mut *mut c_char,
+) -> c_int {
+    // SAFETY: what main is given; CPython's functions are called as its documentation says, all
+    // from this one thread, which holds the GIL from the initialisation on.
+    unsafe {
+        let channels = Channels::take();
+        restore_preload();
+        let python = match Python::find() {
+            Ok(python) => python,
+            Err(missing) => give_up(c"this python does not export", missing),
+        };
+        initialise(&python, argc, argv);
+        let agent = load_agent(&python, &channels);
+        let thaw = (python.PyObject_GetAttrString)(agent, c"thaw".as_ptr());
+        if thaw.is_null() {
+            give_up(c"the agent has no function", c"thaw");
+        }
+        libc::fflush(null_mut());
+        let mut orders = [0_u8; 8];
+        wait(channels.orders, &mut orders);
+        libc::close(channels.orders);
+        let (argc, argv) = wake(&python, thaw, argc, argv);
+        libc::exit((python.Py_BytesMain)(argc, argv))
+    }
+}
+
+/// The sync point. CRIU freezes the process in this system call, and a native restore ends it with
+/// end of file.
+fn wait(orders: c_int, buffer: &mut [u8]) -> isize {
+    // SAFETY: the buffer is writable for its length.
+    unsafe {
+        syscall::call(
+            syscall::READ,
+            [orders as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0],
+        )
+    }
+}
+
+unsafe fn initialise(python: &Python, argc: c_int, argv: *mut *mut c_char) {
+    static mut CONFIG: Config = Config::EMPTY;
+    // SAFETY: one thread; the configuration is CPython's own to fill in and to clear.
+    unsafe {
+        let config = &raw mut CONFIG;
+        (python.PyConfig_InitPythonConfig)(config);
+        let mut status = (python.PyConfig_SetBytesArgv)(config, argc as isize, argv);
+        if !status.failed() {
+            status = (python.Py_InitializeFromConfig)(config);
+        }
+        if status.failed() {
+            give_up(c"python cannot start:", status.message());
+        }
+        (python.PyConfig_Clear)(config);
+    }
+}
+
+/// Compiles the agent, and lets it do the snapshot's job.
+unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
+    // SAFETY: the document is a length of eight bytes, so much source, and the job; both strings
+    // get a NUL of their own.
+    unsafe {
+        let size = libc::lseek(channels.agent, 0, 2) as usize;
+        libc::lseek(channels.agent, 0, 0);
+        let document = libc::malloc(size + 1).cast::<u8>();
+        let mut filled = 0;
+        while filled < size {
+            let count = libc::read(channels.agent, document.add(filled).cast(), size - filled);
+            if count <= 0 {
+                give_up(c"cannot read", c"the agent");
+            }
+            filled += count as usize;
+        }
+        libc::close(channels.agent);
+        let length = document.cast::<u64>().read_unaligned() as usize;
+        let source = document.add(8);
+        let job = (python.PyBytes_FromStringAndSize)(
+            source.add(length).cast(),
+            (size - 8 - length) as isize,
+        );
+        source.add(length).write(0);
+        let code =
+            (python.Py_CompileString)(source.cast(), c"<preloaded-criu>".as_ptr(), FILE_INPUT);
+        libc::free(document.cast());
+        if code.is_null() || job.is_null() {
+            (python.PyErr_Print)();
+            libc::_exit(OWN_FAILURE);
+        }
+        let module = (python.PyImport_ExecCodeModule)(c"_preloaded_criu".as_ptr(), code);
+        if module.is_null() {
+            (python.PyErr_Print)();
+            libc::_exit(OWN_FAILURE);
+        }
+        (python.Py_DecRef)(code);
+        let thaw = thaw::thaw as *const () as usize as u64;
+        let facts = (python.Py_BuildValue)(
+            c"{s:K,s:i}".as_ptr(),
+            c"thaw".as_ptr(),
+            thaw,
+            c"orders".as_ptr(),
+            channels.orders,
+        );
+        let prepare = (python.PyObject_GetAttrString)(module, c"prepare".as_ptr());
+        let done =
+            (python.PyObject_CallFunction)(prepare, c"OiO".as_ptr(), job, channels.report, facts);
+        if done.is_null() {
+            // A failing import has been reported; this is for what the agent did not expect.
+            (python.PyErr_Print)();
+            libc::_exit(OWN_FAILURE);
+        }
+        for object in [job, facts, prepare, done] {
+            (python.Py_DecRef)(object);
+        }
+        module
+    }
+}
+
+/// Makes the process the caller's: C's environment, then whatever the agent has to do.
+unsafe fn wake(
+    python: &Python,
+    thaw: Object,
+    argc: c_int,
+    argv: *mut *mut c_char,
+) -> (c_int, *mut *mut c_char) {
+    // SAFETY: the vectors lie on the new process's stack, which stays for good.
+    unsafe {
+        let thawed = &raw const THAWED;
+        if (*thawed).argv.is_null() {
+            return (argc, argv);
+        }
+        let argv = (*thawed).argv.cast::<*mut c_char>();
+        let envp = (*thawed).envp.cast::<*mut c_char>();
+        libc::environ = envp;
+        let arguments = (python.PyList_New)(0);
+        let mut argc = 0;
+        while !argv.add(argc).read().is_null() {
+            let text = argv.add(argc).read();
+            let bytes = (python.PyBytes_FromStringAndSize)(text, libc::strlen(text) as isize);
+            (python.PyList_Append)(arguments, bytes);
+            (python.Py_DecRef)(bytes);
+            argc += 1;
+        }
+        name_program(argv.read());
+        let first = envp.read();
+        let block = if first.is_null() { null() } else { first.cast_const() };
+        let length = if first.is_null() { 0 } else { (*thawed).env_end as usize - first as usize };
+        let block = (python.PyBytes_FromStringAndSize)(block, length as isize);
+        let done = (python.PyObject_CallFunction)(
+            thaw,
+            c"OOKK".as_ptr(),
+            block,
+            arguments,
+            (*thawed).ignored,
+            (*thawed).options,
+        );
+        if done.is_null() {
+            (python.PyErr_Print)();
+            libc::exit(OWN_FAILURE);
+        }
+        for object in [block, arguments, done] {
+            (python.Py_DecRef)(object);
+        }
+        (argc as c_int, argv)
+    }
+}
+
+/// What the C library calls the program in its own messages.
+unsafe fn name_program(name: *mut c_char) {
+    if name.is_null() {
+        return;
+    }
+    // SAFETY: a NUL-terminated string that stays for good.
+    unsafe {
+        libc::program_invocation_name = name;
+        let mut short = name;
+        let mut place = name;
+        while place.read() != 0 {
+            if place.read() as u8 == b'/' {
+                short = place.add(1);
+            }
+            place = place.add(1);
+        }
+        libc::program_invocation_short_name = short;
+    }
+}
+
+unsafe fn give_up(what: &CStr, which: &CStr) -> ! {
+    // SAFETY: the bytes are alive; ends the process.
+    unsafe {
+        for part in [c"preloaded-criu: ", what, c" ", which, c"\n"] {
+            libc::write(2, part.as_ptr().cast(), part.to_bytes().len());
+        }
+        libc::_exit(OWN_FAILURE)
+    }
+}
+
+/// Named by the unwind tables of the core library; nothing unwinds here.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}

@@ -1,0 +1,89 @@
+//! The part of CPython's C API that the resident calls, found at run time: which interpreter it will
+//! live in is not known before.
+
+use core::ffi::{CStr, c_char, c_int, c_long, c_void};
+
+use crate::libc;
+
+/// A `PyObject *`.
+pub(crate) type Object = *mut c_void;
+
+/// `PyStatus` (Include/cpython/initconfig.h).
+#[repr(C)]
+pub(crate) struct Status {
+    kind: c_int,
+    function: *const c_char,
+    message: *const c_char,
+    exit_code: c_int,
+}
+
+impl Status {
+    /// `PyStatus_Exception`: an error, or the wish to exit.
+    pub(crate) fn failed(&self) -> bool {
+        self.kind != 0
+    }
+
+    /// What went wrong, for people.
+    pub(crate) fn message(&self) -> &CStr {
+        if self.message.is_null() {
+            return c"CPython cannot start";
+        }
+        // SAFETY: CPython's messages are static strings.
+        unsafe { CStr::from_ptr(self.message) }
+    }
+}
+
+/// Room for a `PyConfig`, whose size differs between versions (about 400 bytes in 3.13).
+#[repr(C, align(16))]
+pub(crate) struct Config([u8; 8192]);
+
+impl Config {
+    pub(crate) const EMPTY: Self = Self([0; 8192]);
+}
+
+macro_rules! api {
+    ($($name:ident: $type:ty;)*) => {
+        /// The functions, by their names in the C API.
+        #[allow(non_snake_case, reason = "the names are CPython's")]
+        pub(crate) struct Python { $(pub(crate) $name: $type,)* }
+
+        impl Python {
+            /// Looks them all up; the name of the first one that is missing otherwise.
+            pub(crate) fn find() -> Result<Self, &'static CStr> {
+                Ok(Self { $($name: {
+                    const NAME: &CStr = match CStr::from_bytes_with_nul(
+                        concat!(stringify!($name), "\0").as_bytes()) {
+                        Ok(name) => name,
+                        Err(_) => c"",
+                    };
+                    // SAFETY: a search in the objects that are loaded.
+                    let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, NAME.as_ptr()) };
+                    if address.is_null() {
+                        return Err(NAME);
+                    }
+                    // SAFETY: the symbol of that name has that type since CPython 3.8.
+                    unsafe { core::mem::transmute::<*mut c_void, $type>(address) }
+                },)* })
+            }
+        }
+    };
+}
+
+api! {
+    PyConfig_InitPythonConfig: unsafe extern "C" fn(*mut Config);
+    PyConfig_SetBytesArgv: unsafe extern "C" fn(*mut Config, isize, *const *mut c_char) -> Status;
+    PyConfig_Clear: unsafe extern "C" fn(*mut Config);
+    Py_InitializeFromConfig: unsafe extern "C" fn(*const Config) -> Status;
+    Py_BytesMain: unsafe extern "C" fn(c_int, *const *mut c_char) -> c_int;
+    Py_CompileString: unsafe extern "C" fn(*const c_char, *const c_char, c_int) -> Object;
+    PyImport_ExecCodeModule: unsafe extern "C" fn(*const c_char, Object) -> Object;
+    PyObject_GetAttrString: unsafe extern "C" fn(Object, *const c_char) -> Object;
+    PyObject_CallFunction: unsafe extern "C" fn(Object, *const c_char, ...) -> Object;
+    PyBytes_FromStringAndSize: unsafe extern "C" fn(*const c_char, isize) -> Object;
+    PyList_New: unsafe extern "C" fn(isize) -> Object;
+    PyList_Append: unsafe extern "C" fn(Object, Object) -> c_int;
+    PyLong_FromLong: unsafe extern "C" fn(c_long) -> Object;
+    Py_BuildValue: unsafe extern "C" fn(*const c_char, ...) -> Object;
+    Py_DecRef: unsafe extern "C" fn(Object);
+    PyErr_Print: unsafe extern "C" fn();
+}

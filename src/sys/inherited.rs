@@ -1,0 +1,57 @@
+//! What a process got from the one that started it and hands on to the one that it becomes.
+
+#![allow(unsafe_code, reason = "sys")]
+
+use std::ffi::{CStr, CString};
+
+unsafe extern "C" {
+    static environ: *const *const std::ffi::c_char;
+}
+
+/// The environment as it stands, string by string: with duplicates, with strings that have no `=`,
+/// in its order (environ(7)).
+#[must_use]
+pub fn environment() -> Vec<CString> {
+    let mut strings = Vec::with_capacity(64);
+    // SAFETY: the launcher is single-threaded and does not change its environment; the vector ends
+    // with a null pointer and holds NUL-terminated strings.
+    unsafe {
+        let mut next = environ;
+        while !next.is_null() && !(*next).is_null() {
+            strings.push(CStr::from_ptr(*next).to_owned());
+            next = next.add(1);
+        }
+    }
+    strings
+}
+
+/// The signals that are ignored, bit N-1 for signal N (execve(2) leaves them so).
+#[must_use]
+pub fn ignored_signals() -> u64 {
+    (1..=64).filter(|signal| is_ignored(*signal)).fold(0, |set, signal| set | 1 << (signal - 1))
+}
+
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: a sigaction of zeros is a valid one to be written over.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: with a null action the call only asks; `action` is writable.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{environment, ignored_signals};
+
+    #[test]
+    fn the_environment_has_what_the_process_was_given() {
+        let path = std::env::var_os("PATH").expect("tests run with a PATH");
+        let wanted = [b"PATH=", path.as_encoded_bytes()].concat();
+        assert!(environment().iter().any(|string| string.as_bytes() == wanted));
+    }
+
+    #[test]
+    fn rust_ignores_sigpipe_in_its_own_programs() {
+        assert_eq!(ignored_signals() & 1 << (libc::SIGPIPE - 1), 1 << (libc::SIGPIPE - 1));
+    }
+}
