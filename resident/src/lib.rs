@@ -142,8 +142,7 @@ unsafe extern "C" fn frozen_main(
         libc::fflush(null_mut());
         let mut orders = [0_u8; 8];
         wait(channels.orders, &mut orders);
-        libc::close(channels.orders);
-        let (argc, argv) = wake(&python, thaw, argc, argv);
+        let (argc, argv) = wake(&python, thaw, channels.orders, argc, argv);
         libc::exit((python.Py_BytesMain)(argc, argv))
     }
 }
@@ -241,13 +240,16 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
 unsafe fn wake(
     python: &Python,
     thaw: Object,
+    orders: c_int,
     argc: c_int,
     argv: *mut *mut c_char,
 ) -> (c_int, *mut *mut c_char) {
-    // SAFETY: the vectors lie on the new process's stack, which stays for good.
+    // SAFETY: the vectors lie on the new process's stack, which stays for good; the orders'
+    // descriptor is the frozen process's own, and no number of the caller's in a native restore.
     unsafe {
         let thawed = &raw const THAWED;
         if (*thawed).argv.is_null() {
+            libc::close(orders);
             return (argc, argv);
         }
         let argv = (*thawed).argv.cast::<*mut c_char>();

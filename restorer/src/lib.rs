@@ -36,6 +36,13 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: unsafe extern "C" fn(i32, *const *const u8, *mut *mut u8) = construct;
 
+/// What an audit object must define (rtld-audit(7)): no interest, so the loader drops the object
+/// again. Reached only where the constructor found nothing to do.
+#[unsafe(no_mangle)]
+extern "C" fn la_version(_: u32) -> u32 {
+    0
+}
+
 const PROT_NONE: usize = 0;
 const PROT_READ: usize = 1;
 const PROT_EXEC: usize = 4;

@@ -14,6 +14,7 @@ use crate::{Job, MAP_FIXED_NOREPLACE};
 
 const MREMAP_MAYMOVE: usize = 1;
 const MREMAP_FIXED: usize = 2;
+const MADV_HUGEPAGE: u32 = 14;
 const O_CLOEXEC: usize = 0o2_000_000;
 /// One past the highest address that a process can have (arch/x86/include/asm/page_64_types.h,
 /// four-level paging; the five-level range is never used without asking for it).
@@ -64,7 +65,11 @@ pub(crate) unsafe extern "C" fn replace(job: *const Job) -> ! {
         for one in table::<Advice>(plan, header.advices) {
             let number = if one.call == ADVISE { syscall::MADVISE } else { syscall::MPROTECT };
             let arguments = [one.start as usize, one.length as usize, one.value as usize, 0, 0, 0];
-            check("memory cannot be given its properties", call(number, arguments));
+            let result = call(number, arguments);
+            // A kernel without huge pages refuses advice about them, and nothing depends on it.
+            if one.call != ADVISE || one.value != MADV_HUGEPAGE {
+                check("memory cannot be given its properties", result);
+            }
         }
         let handover = &job.start.handover;
         for descriptor in [handover.image, handover.restorer] {
