@@ -1,1 +1,78 @@
-//! To come.
+//! From an image and the arguments for python to the frozen interpreter, in this very process.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::image::{Image, ImageError, SectionKind};
+use crate::native::exec::{Launch, exec};
+use crate::native::{NativeError, view};
+use crate::sys::Explain;
+
+/// What `run` was asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// The image.
+    pub image: PathBuf,
+    /// What `python3` would be given.
+    pub arguments: Vec<OsString>,
+    /// Leave by the interpreter's own finalization, as a whole.
+    pub full_exit: bool,
+}
+
+/// Why an image was not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The image cannot be used here and now.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The plan in it makes no sense.
+    #[error("{} holds a plan that makes no sense", path.display())]
+    Plan {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        why: view::PlanFault,
+    },
+    /// The interpreter cannot become the frozen one.
+    #[error(transparent)]
+    Native(#[from] NativeError),
+}
+
+impl Explain for RunError {
+    fn hint(&self) -> String {
+        match self {
+            Self::Image(error) => error.hint(),
+            Self::Plan { .. } => "make the snapshot anew".into(),
+            Self::Native(error) => error.hint(),
+        }
+    }
+}
+
+/// Runs an image: returns only when that failed, before anything of this process was changed.
+///
+/// # Errors
+///
+/// What is wrong with the image, with the machine, or with the interpreter.
+pub fn run(request: Request) -> Result<Infallible, RunError> {
+    let image = Image::open(&request.image)?;
+    view::PlanView::new(image.plan(), image.length(), image.memory())
+        .map_err(|why| RunError::Plan { path: request.image.clone(), why })?;
+    image.compare()?;
+    let plan = image.section(SectionKind::Plan);
+    let check = image.check();
+    let mut arguments = Vec::with_capacity(request.arguments.len() + 1);
+    arguments.push(check.argv0.clone());
+    arguments.extend(request.arguments);
+    let interpreter = check.interpreter.clone();
+    let options = if request.full_exit { restore_plan::OPTION_FULL_EXIT } else { 0 };
+    Ok(exec(Launch {
+        image: image.into_descriptor(),
+        plan_offset: plan.offset,
+        plan_length: plan.length,
+        interpreter,
+        arguments,
+        options,
+    })?)
+}

@@ -1,0 +1,414 @@
+//! From the frozen process to the plan of its restore, and to the bytes of the image's memory
+//! section.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use restore_plan::{
+    ADVISE, Advice, Copy, Header, Landing, Layout, MAGIC, Mapping, PAGE, PROTECT, Range, Signal,
+    Source, Special, Table, Thread,
+};
+
+use super::NativeError;
+use super::encode::{Encode, Encoder};
+use super::frame::{frame_size, signal_frame};
+use super::layout::{Content, Piece, holes, segments};
+use super::xsave::XsaveLayout;
+use crate::process::placement::Placement;
+use crate::process::{Process, Thread as FrozenThread, Vma, VmaKind};
+
+const PROT_WRITE: u32 = 2;
+const MAP_SHARED: u32 = 1;
+const MAP_PRIVATE: u32 = 2;
+const MAP_DROPPABLE: u32 = 8;
+const MAP_ANONYMOUS: u32 = 0x20;
+const MAP_GROWSDOWN: u32 = 0x100;
+const MAP_NORESERVE: u32 = 0x4000;
+const MADV_DONTFORK: u32 = 10;
+const MADV_HUGEPAGE: u32 = 14;
+const MADV_NOHUGEPAGE: u32 = 15;
+const MADV_WIPEONFORK: u32 = 18;
+
+/// Bytes below the stack pointer that a function may use without moving it (System V ABI, x86-64).
+const RED_ZONE: u64 = 128;
+/// Stack that the landing's own code may use.
+const LANDING_ROOM: u64 = 1024;
+/// How many holes the plan offers to the restorer.
+const HOLES: usize = 8;
+
+/// What the agent and the snapshot know and the dump does not.
+pub struct Facts {
+    /// Address of the resident's thaw function.
+    pub thaw: u64,
+    /// Whether SIGINT's handler is CPython's default one.
+    pub default_sigint: bool,
+}
+
+/// A plan, and what the image's memory section must hold for it.
+pub struct Built {
+    /// The plan's bytes.
+    pub plan: Vec<u8>,
+    /// The memory section from its first byte on.
+    pub memory: Vec<Piece>,
+    /// Where dumped pages went: address, length, offset in the image file.
+    pub pages: Vec<(u64, u64, u64)>,
+}
+
+/// Makes the plan of a process whose memory section begins at `memory_offset` of the image file.
+///
+/// # Errors
+///
+/// What the restorer cannot bring back, by name.
+pub fn build(
+    process: &Process,
+    placements: &[Placement],
+    facts: &Facts,
+    xsave: &XsaveLayout,
+    memory_offset: u64,
+) -> Result<Built, NativeError> {
+    let mut builder = Builder::new(memory_offset);
+    let mut rest = placements;
+    for vma in &process.vmas {
+        let count = rest.partition_point(|placement| placement.range.start < vma.range.end);
+        let (here, after) = rest.split_at(count);
+        rest = after;
+        builder.vma(vma, here)?;
+    }
+    let threads = process
+        .threads
+        .iter()
+        .enumerate()
+        .map(|(index, thread)| builder.thread(process, thread, index == 0, xsave))
+        .collect::<Result<Vec<_>, _>>()?;
+    let signals = signals(process, facts);
+    let specials = specials(process)?;
+    let holes: Vec<Range> = holes(process, HOLES)
+        .into_iter()
+        .map(|hole| Range { start: hole.start, end: hole.end })
+        .collect();
+    let main = process.threads.first().ok_or(NativeError::NoThread)?;
+    let sp = main.registers.sp;
+    let stack = process.vma_at(sp).ok_or(NativeError::Stack { thread: main.tid, address: sp })?;
+    let rseq = main.rseq.as_ref();
+    let header = Header {
+        magic: MAGIC,
+        layout: layout(process, &specials),
+        thaw: facts.thaw,
+        stack: Range { start: stack.range.start, end: stack.range.end },
+        rseq_length: rseq.map_or(32, |rseq| u64::from(rseq.length)),
+        rseq_signature: rseq.map_or(0, |rseq| u64::from(rseq.signature)),
+        ..Header::default()
+    };
+    builder.finish(header, &signals, &threads, &specials, &holes)
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Anonymous,
+    Image,
+    File(PathBuf),
+}
+
+struct Builder {
+    mappings: BTreeMap<Key, Vec<Mapping>>,
+    copies: Vec<Copy>,
+    advices: Vec<Advice>,
+    memory: Vec<Piece>,
+    pages: Vec<(u64, u64, u64)>,
+    /// Next free byte of the image file.
+    next: u64,
+}
+
+impl Builder {
+    fn new(memory_offset: u64) -> Self {
+        Self {
+            mappings: BTreeMap::new(),
+            copies: Vec::new(),
+            advices: Vec::new(),
+            memory: Vec::new(),
+            pages: Vec::new(),
+            next: memory_offset,
+        }
+    }
+
+    fn store(&mut self, piece: Piece) -> u64 {
+        let offset = self.next;
+        if let Piece::Dumped(range) = &piece {
+            self.pages.push((range.start, range.end - range.start, offset));
+        }
+        self.next += piece.length().next_multiple_of(PAGE);
+        self.memory.push(piece);
+        offset
+    }
+
+    fn map(&mut self, key: Key, mapping: Mapping) {
+        self.mappings.entry(key).or_default().push(mapping);
+    }
+
+    fn vma(&mut self, vma: &Vma, placements: &[Placement]) -> Result<(), NativeError> {
+        match &vma.kind {
+            VmaKind::Vdso | VmaKind::Vvar | VmaKind::Vsyscall => return Ok(()),
+            VmaKind::Anonymous | VmaKind::File { .. } => {}
+            other => {
+                return Err(NativeError::Mapping {
+                    start: vma.range.start,
+                    kind: format!("{other:?}"),
+                });
+            }
+        }
+        for segment in segments(vma, placements) {
+            let start = segment.range.start;
+            let length = segment.range.end - start;
+            let mapping = Mapping { start, length, offset: 0, prot: vma.prot, flags: MAP_PRIVATE };
+            match segment.content {
+                Content::Image(pieces) => {
+                    let offset = self.next;
+                    for piece in pieces {
+                        self.store(piece);
+                    }
+                    self.map(Key::Image, Mapping { offset, ..mapping });
+                }
+                Content::File(offset) => {
+                    let VmaKind::File { path, shared, .. } = &vma.kind else { continue };
+                    let flags = if *shared { MAP_SHARED } else { MAP_PRIVATE };
+                    self.map(Key::File(path.clone()), Mapping { offset, flags, ..mapping });
+                }
+                Content::Anonymous(copies) => {
+                    self.anonymous(vma, mapping, copies);
+                }
+            }
+        }
+        self.properties(vma);
+        Ok(())
+    }
+
+    fn anonymous(&mut self, vma: &Vma, mapping: Mapping, copies: Vec<std::ops::Range<u64>>) {
+        let mut flags = MAP_ANONYMOUS;
+        flags |= if vma.flags.droppable { MAP_DROPPABLE } else { MAP_PRIVATE };
+        if vma.growsdown {
+            flags |= MAP_GROWSDOWN;
+        }
+        if vma.no_reserve {
+            flags |= MAP_NORESERVE;
+        }
+        let writable = vma.prot | if copies.is_empty() { 0 } else { PROT_WRITE };
+        if writable != vma.prot {
+            self.advices.push(Advice {
+                start: mapping.start,
+                length: mapping.length,
+                call: PROTECT,
+                value: vma.prot,
+            });
+        }
+        for run in copies {
+            let (address, length) = (run.start, run.end - run.start);
+            let offset = self.store(Piece::Dumped(run));
+            self.copies.push(Copy { address, length, offset });
+        }
+        self.map(Key::Anonymous, Mapping { prot: writable, flags, ..mapping });
+    }
+
+    fn properties(&mut self, vma: &Vma) {
+        let flags = &vma.flags;
+        let wanted = [
+            (flags.huge_page, MADV_HUGEPAGE),
+            (flags.no_huge_page, MADV_NOHUGEPAGE),
+            (flags.dont_copy, MADV_DONTFORK),
+            // A droppable mapping has it from the kernel, which refuses to be asked again.
+            (flags.wipe_on_fork && !flags.droppable, MADV_WIPEONFORK),
+        ];
+        for (_, value) in wanted.into_iter().filter(|(wanted, _)| *wanted) {
+            let (start, length) = (vma.range.start, vma.range.end - vma.range.start);
+            self.advices.push(Advice { start, length, call: ADVISE, value });
+        }
+    }
+
+    /// Puts a thread's signal frame and landing below its stack pointer.
+    fn thread(
+        &mut self,
+        process: &Process,
+        thread: &FrozenThread,
+        is_main: bool,
+        xsave: &XsaveLayout,
+    ) -> Result<Thread, NativeError> {
+        let sp = thread.registers.sp;
+        let no_room = NativeError::Stack { thread: thread.tid, address: sp };
+        let size = frame_size(xsave) as u64;
+        let context = (sp - RED_ZONE - size) & !63;
+        let landing = (context - size_of::<Landing>() as u64) & !15;
+        let Some(vma) = process.vma_at(sp.saturating_sub(1)) else { return Err(no_room) };
+        let fits = landing - LANDING_ROOM >= vma.range.start;
+        if vma.prot & PROT_WRITE == 0 || !(fits || vma.growsdown) {
+            return Err(no_room);
+        }
+        let mut frozen = thread.clone();
+        if is_main {
+            finish_read(process, &mut frozen)?;
+        }
+        let frame = signal_frame(&frozen, xsave, context);
+        let mut name = [0; 16];
+        if !is_main && thread.comm != process.comm {
+            for (place, byte) in name.iter_mut().take(15).zip(thread.comm.bytes()) {
+                *place = byte;
+            }
+        }
+        let (robust_list, robust_length) = thread.robust_list.unwrap_or((0, 0));
+        let rseq = thread.rseq.as_ref();
+        let record = Landing {
+            robust_list,
+            robust_length,
+            rseq: rseq.map_or(0, |rseq| rseq.address),
+            rseq_length: rseq.map_or(0, |rseq| u64::from(rseq.length)),
+            rseq_signature: rseq.map_or(0, |rseq| u64::from(rseq.signature)),
+            name,
+            context,
+            mask: context + SIGMASK_OFFSET,
+        };
+        let mut bytes = record.bytes();
+        bytes.resize((context - landing) as usize, 0);
+        bytes.extend(frame);
+        let length = bytes.len() as u64;
+        let offset = self.store(Piece::Bytes(bytes));
+        self.copies.push(Copy { address: landing, length, offset });
+        Ok(Thread {
+            clear_tid: thread.clear_tid,
+            fs_base: thread.registers.fs_base,
+            gs_base: thread.registers.gs_base,
+            landing,
+        })
+    }
+
+    fn finish(
+        self,
+        mut header: Header,
+        signals: &[Signal],
+        threads: &[Thread],
+        specials: &[Special],
+        holes: &[Range],
+    ) -> Result<Built, NativeError> {
+        let mut encoder = Encoder::with_room_for::<Header>();
+        let mut names = Vec::new();
+        let mut sources = Vec::new();
+        let mut mappings: Vec<Mapping> = Vec::new();
+        for (key, group) in &self.mappings {
+            let (kind, name) = match key {
+                Key::Anonymous => (restore_plan::SOURCE_ANONYMOUS, 0),
+                Key::Image => (restore_plan::SOURCE_IMAGE, 0),
+                Key::File(path) => (restore_plan::SOURCE_FILE, add_name(&mut names, path)?),
+            };
+            sources.push(Source {
+                kind,
+                name,
+                first: mappings.len() as u64,
+                count: group.len() as u64,
+            });
+            mappings.extend(group);
+        }
+        header.sources = encoder.table(&sources);
+        header.mappings = encoder.table(&mappings);
+        header.copies = encoder.table(&self.copies);
+        header.advices = encoder.table(&self.advices);
+        header.signals = encoder.table(signals);
+        header.threads = encoder.table(threads);
+        header.specials = encoder.table(specials);
+        header.holes = encoder.table(holes);
+        header.names = encoder.bytes(&names);
+        Ok(Built { plan: encoder.finish(header), memory: self.memory, pages: self.pages })
+    }
+}
+
+/// Offset of `uc_sigmask` in `struct ucontext` (arch/x86/include/uapi/asm/ucontext.h: flags, link,
+/// stack, the 256 bytes of the sigcontext).
+const SIGMASK_OFFSET: u64 = 8 + 8 + 24 + 256;
+
+fn add_name(names: &mut Vec<u8>, path: &Path) -> Result<u64, NativeError> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    if bytes.contains(&0) || !path.is_absolute() {
+        return Err(NativeError::Path { path: path.to_owned() });
+    }
+    let offset = names.len() as u64;
+    names.extend_from_slice(bytes);
+    names.push(0);
+    Ok(offset)
+}
+
+/// The main thread was frozen in the resident's read(2); in a native restore that call is over and
+/// says end of file.
+fn finish_read(process: &Process, main: &mut FrozenThread) -> Result<(), NativeError> {
+    /// The `syscall` instruction.
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    let registers = &mut main.registers;
+    let mut bytes = [0; 2];
+    let at = |address: u64, bytes: &mut [u8]| process.read_memory(address, bytes).is_some();
+    // CRIU points a restartable call back at its instruction; one that is not restarted is past it.
+    if at(registers.ip, &mut bytes) && bytes == SYSCALL {
+        registers.ip += 2;
+    } else if !(at(registers.ip - 2, &mut bytes) && bytes == SYSCALL) {
+        return Err(NativeError::NotAtSyncPoint { address: registers.ip });
+    }
+    registers.ax = 0;
+    Ok(())
+}
+
+fn signals(process: &Process, facts: &Facts) -> Vec<Signal> {
+    /// SIGINT, the only signal for which CPython has a handler of its own (Modules/signalmodule.c).
+    const SIGINT: u64 = 2;
+    process
+        .signals
+        .iter()
+        .filter(|signal| signal.handler != 0)
+        .map(|signal| {
+            let number = u64::from(signal.number);
+            Signal {
+                number,
+                handler: signal.handler,
+                flags: signal.flags,
+                restorer: signal.restorer,
+                mask: signal.mask,
+                yields: u64::from(number == SIGINT && facts.default_sigint),
+            }
+        })
+        .collect()
+}
+
+/// The vDSO and its data pages; they move as one row, so they must be one.
+fn specials(process: &Process) -> Result<Vec<Special>, NativeError> {
+    let specials: Vec<Special> = process
+        .vmas
+        .iter()
+        .filter(|vma| matches!(vma.kind, VmaKind::Vdso | VmaKind::Vvar))
+        .map(|vma| Special {
+            start: vma.range.start,
+            length: vma.range.end - vma.range.start,
+            is_vdso: u64::from(vma.kind == VmaKind::Vdso),
+        })
+        .collect();
+    let in_a_row = specials.windows(2).all(|pair| pair[0].start + pair[0].length == pair[1].start);
+    let vdso_last = specials.last().is_none_or(|last| last.is_vdso == 1);
+    if in_a_row && vdso_last { Ok(specials) } else { Err(NativeError::Vdso) }
+}
+
+fn layout(process: &Process, specials: &[Special]) -> Layout {
+    const AT_PHDR: u64 = 3;
+    const AT_BASE: u64 = 7;
+    const AT_ENTRY: u64 = 9;
+    let mm = &process.layout;
+    let auxiliary = |key| {
+        mm.auxv.chunks_exact(2).find(|entry| entry[0] == key).map_or(0, |entry| entry[1])
+    };
+    Layout {
+        start_code: mm.start_code,
+        end_code: mm.end_code,
+        start_data: mm.start_data,
+        end_data: mm.end_data,
+        start_brk: mm.start_brk,
+        brk: mm.brk,
+        start_stack: mm.start_stack,
+        at_phdr: auxiliary(AT_PHDR),
+        at_base: auxiliary(AT_BASE),
+        at_entry: auxiliary(AT_ENTRY),
+        at_sysinfo_ehdr: specials.last().map_or(0, |vdso| vdso.start),
+    }
+}
+
+const _: () = assert!(PAGE == 4096 && size_of::<Table>() == 16);
