@@ -68,7 +68,7 @@ pub fn run(request: Request) -> Result<Infallible, RunError> {
     let interpreter = check.interpreter.clone();
     let options = if request.full_exit { restore_plan::OPTION_FULL_EXIT } else { 0 };
     Ok(exec(Launch {
-        image: image.into_descriptor(),
+        image: image.into_file().into(),
         plan_offset: plan.offset,
         plan_length: plan.length,
         interpreter,

@@ -1,7 +1,5 @@
 //! What a process got from the one that started it and hands on to the one that it becomes.
 
-#![allow(unsafe_code, reason = "sys")]
-
 use std::ffi::{CStr, CString};
 
 unsafe extern "C" {

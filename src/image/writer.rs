@@ -1,0 +1,289 @@
+//! Making an image: it has its name only when it is whole.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::unistd::linkat;
+use tempfile::{NamedTempFile, TempPath};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use super::archive::Archive;
+use super::check::Check;
+use super::error::{ImageError, WriteFault};
+use super::format::{Header, PAGE, PAGE_BYTES, Section, SectionKind};
+use super::manifest::Manifest;
+use super::pages::{self, PageRun};
+use super::trust::not_a_file;
+
+/// Where the memory of every image begins.
+pub const MEMORY_OFFSET: u64 = PAGE;
+
+const PREFIX: &str = ".preloaded-criu-";
+const BUFFER: usize = 1 << 20;
+static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+
+/// An image in the making. First the memory is streamed in, then [`Writer::finish`] adds the rest
+/// and gives the file its name. Dropped before that, it was never there.
+///
+/// Where the file system allows it, the file has no name at all until it is whole, so that not even
+/// SIGKILL leaves anything behind. Elsewhere it has a temporary name in the same directory, which
+/// `Drop` removes.
+#[derive(Debug)]
+pub struct Writer {
+    path: PathBuf,
+    force: bool,
+    file: File,
+    /// The temporary name, on file systems where a file must have one.
+    name: Option<TempPath>,
+    position: u64,
+    hash: Hash,
+    buffer: Vec<u8>,
+}
+
+/// What an image holds beside its memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Contents<'a> {
+    /// What it depends on.
+    pub check: &'a Check,
+    /// The restore plan.
+    pub plan: &'a [u8],
+    /// What it is.
+    pub manifest: &'a Manifest,
+    /// CRIU's files but the pages.
+    pub criu: &'a Archive,
+    /// Where the dumped pages lie.
+    pub pages: &'a [PageRun],
+}
+
+struct Hash(Xxh3);
+
+impl std::fmt::Debug for Hash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hash")
+    }
+}
+
+impl Writer {
+    /// Begins an image that will be called `path`. A file of that name is replaced when the image
+    /// is whole, with `force`; else it is an error, now or then.
+    pub fn create(path: &Path, force: bool) -> Result<Self, ImageError> {
+        Self::begin(path, force).map_err(|why| ImageError::Unwritten { path: path.to_owned(), why })
+    }
+
+    fn begin(path: &Path, force: bool) -> Result<Self, WriteFault> {
+        if path.file_name().is_none() {
+            return Err(WriteFault::NoName);
+        }
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_symlink() || metadata.is_file() => {
+                if !force {
+                    return Err(WriteFault::Exists);
+                }
+            }
+            Ok(metadata) => {
+                return Err(WriteFault::NotAFile(not_a_file(&metadata).unwrap_or("something")));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        let directory = directory_of(path);
+        let (file, name) = if let Ok(file) = unnamed(directory) {
+            (file, None)
+        } else {
+            // File systems say in many ways that they cannot; what really is wrong shows again.
+            let (file, name) = named(directory)?.into_parts();
+            (file, Some(name))
+        };
+        // The mode must not depend on the umask.
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        Ok(Self {
+            path: path.to_owned(),
+            force,
+            file,
+            name,
+            position: MEMORY_OFFSET,
+            hash: Hash(Xxh3::new()),
+            buffer: Vec::new(),
+        })
+    }
+
+    /// As on a file system where a file must have a name.
+    #[cfg(test)]
+    pub(super) fn create_named(path: &Path, force: bool) -> Result<Self, ImageError> {
+        let mut writer = Self::create(path, force)?;
+        let (file, name) =
+            named(directory_of(path)).map_err(|error| writer.unwritten(error.into()))?.into_parts();
+        (writer.file, writer.name) = (file, Some(name));
+        Ok(writer)
+    }
+
+    /// Offset in the image of the next page.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Adds pages of memory and says at which offset in the image they lie. Pages of zeros are left
+    /// as holes. What is less than a page is filled up with zeros.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<u64, ImageError> {
+        let start = self.position;
+        self.stream(bytes).map_err(|why| self.unwritten(why))?;
+        Ok(start)
+    }
+
+    /// Adds `length` bytes of another file from `offset`, as [`Writer::append`] would.
+    pub fn append_file(
+        &mut self,
+        source: &File,
+        offset: u64,
+        length: u64,
+    ) -> Result<u64, ImageError> {
+        let start = self.position;
+        // Every byte goes through the checksum, so there is nothing to win by copy_file_range(2).
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(BUFFER, 0);
+        let mut done = 0;
+        while done < length {
+            let part = &mut buffer[..(length - done).min(BUFFER as u64) as usize];
+            source
+                .read_exact_at(part, offset + done)
+                .map_err(WriteFault::from)
+                .and_then(|()| self.stream(part))
+                .map_err(|why| self.unwritten(why))?;
+            done += part.len() as u64;
+        }
+        self.buffer = buffer;
+        Ok(start)
+    }
+
+    /// Writes the rest and gives the image its name; returns its length.
+    pub fn finish(self, contents: &Contents<'_>) -> Result<u64, ImageError> {
+        let path = self.path.clone();
+        self.complete(contents).map_err(|why| ImageError::Unwritten { path, why })
+    }
+
+    fn stream(&mut self, bytes: &[u8]) -> Result<(), WriteFault> {
+        let whole = bytes.len() - bytes.len() % PAGE_BYTES;
+        let (pages, rest) = bytes.split_at(whole);
+        self.stream_pages(pages)?;
+        if !rest.is_empty() {
+            let mut page = [0; PAGE_BYTES];
+            page[..rest.len()].copy_from_slice(rest);
+            self.stream_pages(&page)?;
+        }
+        Ok(())
+    }
+
+    fn stream_pages(&mut self, mut pages: &[u8]) -> Result<(), WriteFault> {
+        self.hash.0.update(pages);
+        while !pages.is_empty() {
+            let zero = pages.starts_with(&ZERO_PAGE);
+            let same = |page: &&[u8]| (*page == ZERO_PAGE) == zero;
+            let length = PAGE_BYTES * pages.chunks_exact(PAGE_BYTES).take_while(same).count();
+            let (run, rest) = pages.split_at(length);
+            if !zero {
+                self.file.write_all_at(run, self.position)?;
+            }
+            self.position += length as u64;
+            pages = rest;
+        }
+        Ok(())
+    }
+
+    fn complete(mut self, contents: &Contents<'_>) -> Result<u64, WriteFault> {
+        let length = self.position - MEMORY_OFFSET;
+        let memory = Section { offset: MEMORY_OFFSET, length, checksum: self.hash.0.digest() };
+        let manifest = serde_json::to_vec(contents.manifest).map_err(io::Error::from)?;
+        let check = self.add(&contents.check.encode())?;
+        let plan = self.add(contents.plan)?;
+        let manifest = self.add(&manifest)?;
+        let criu = self.add(contents.criu.as_bytes())?;
+        let pages = self.add(&pages::encode(contents.pages))?;
+
+        let mut header = Header::new(self.position);
+        header.set(SectionKind::Memory, memory);
+        header.set(SectionKind::Check, check);
+        header.set(SectionKind::Plan, plan);
+        header.set(SectionKind::Manifest, manifest);
+        header.set(SectionKind::Criu, criu);
+        header.set(SectionKind::Pages, pages);
+        self.file.set_len(self.position)?;
+        self.file.write_all_at(&header.encode(), 0)?;
+        self.file.sync_all()?;
+        let length = self.position;
+        self.publish()?;
+        Ok(length)
+    }
+
+    fn add(&mut self, bytes: &[u8]) -> io::Result<Section> {
+        let section =
+            Section { offset: self.position, length: bytes.len() as u64, checksum: xxh3_64(bytes) };
+        self.file.write_all_at(bytes, section.offset)?;
+        self.position = section.range().end.next_multiple_of(PAGE);
+        Ok(section)
+    }
+
+    fn publish(self) -> Result<(), WriteFault> {
+        let exists = |error: io::Error| match error.kind() {
+            io::ErrorKind::AlreadyExists => WriteFault::Exists,
+            _ => WriteFault::from(error),
+        };
+        let directory = directory_of(&self.path).to_owned();
+        match (self.name, self.force) {
+            (Some(name), true) => name.persist(&self.path).map_err(|error| error.error.into()),
+            (Some(name), false) => {
+                name.persist_noclobber(&self.path).map_err(|error| exists(error.error))
+            }
+            (None, force) => match give_name(&self.file, &self.path) {
+                // A link cannot replace a file, so the image needs a name of its own for a moment.
+                Err(error) if force && error.kind() == io::ErrorKind::AlreadyExists => {
+                    tempfile::Builder::new()
+                        .prefix(PREFIX)
+                        .make_in(&directory, |name| give_name(&self.file, name))?
+                        .into_temp_path()
+                        .persist(&self.path)
+                        .map_err(|error| error.error.into())
+                }
+                named => named.map_err(exists),
+            },
+        }?;
+        // Not every file system can do this, and the image is there in any case.
+        let _ = File::open(directory).and_then(|directory| directory.sync_all());
+        Ok(())
+    }
+
+    fn unwritten(&self, why: WriteFault) -> ImageError {
+        ImageError::Unwritten { path: self.path.clone(), why }
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn unnamed(directory: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(OFlag::O_TMPFILE.bits())
+        .open(directory)
+}
+
+fn named(directory: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new().prefix(PREFIX).tempfile_in(directory)
+}
+
+/// Gives an unnamed file a name that no file has (open(2), `O_TMPFILE`).
+fn give_name(file: &File, name: &Path) -> io::Result<()> {
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let follow = AtFlags::AT_SYMLINK_FOLLOW;
+    linkat(AT_FDCWD, unnamed.as_str(), AT_FDCWD, name, follow).map_err(io::Error::from)
+}
