@@ -214,10 +214,14 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
         }
         (python.Py_DecRef)(code);
         let thaw = thaw::thaw as *const () as usize as u64;
+        let (start, end) = own_range();
         let facts = (python.Py_BuildValue)(
-            c"{s:K,s:i}".as_ptr(),
+            c"{s:K,s:[KK],s:i}".as_ptr(),
             c"thaw".as_ptr(),
             thaw,
+            c"resident".as_ptr(),
+            start,
+            end,
             c"orders".as_ptr(),
             channels.orders,
         );
@@ -234,6 +238,24 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
         }
         module
     }
+}
+
+/// First address of this object, and one past its last.
+fn own_range() -> (u64, u64) {
+    let (start, end): (u64, u64);
+    // SAFETY: the linker defines both symbols, at the object's first byte and after its last.
+    unsafe {
+        core::arch::asm!(
+            ".hidden __ehdr_start",
+            ".hidden _end",
+            "lea {}, [rip + __ehdr_start]",
+            "lea {}, [rip + _end]",
+            out(reg) start,
+            out(reg) end,
+            options(nostack, nomem, preserves_flags)
+        );
+    }
+    (start, end.next_multiple_of(restore_plan::PAGE))
 }
 
 /// Makes the process the caller's: C's environment, then whatever the agent has to do.
