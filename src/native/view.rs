@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use restore_plan::{
-    ADVISE, Advice, Copy, Header, Landing, Layout, MAGIC, Mapping, PAGE, PROTECT, Range,
+    ADVISE, Advice, Copy, Descriptor, Header, Landing, Layout, MAGIC, Mapping, PAGE, PROTECT, Range,
     SOURCE_ANONYMOUS, SOURCE_FILE, SOURCE_IMAGE, Signal, Source, Special, Table, Thread,
 };
 
@@ -37,6 +37,12 @@ const MAP_HARMLESS: u32 = 0x10 | 0x4000 | 0x2_0000;
 /// `MADV_NORMAL`, `RANDOM`, `SEQUENTIAL`, `DONTFORK`, `DOFORK`, `MERGEABLE`, `UNMERGEABLE`,
 /// `HUGEPAGE`, `NOHUGEPAGE`, `DONTDUMP`, `DODUMP`, `WIPEONFORK`, `KEEPONFORK`.
 const ADVICE: [u32; 13] = [0, 1, 2, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19];
+
+/// Flags of open(2) with which nothing is written or made: `O_RDONLY`, `O_NOCTTY`, `O_NONBLOCK`,
+/// `O_LARGEFILE`, `O_DIRECTORY`, `O_NOFOLLOW`, `O_NOATIME`, `O_CLOEXEC`.
+const OPEN_HARMLESS: u64 = 0o400 | 0o4000 | 0o10_0000 | 0o20_0000 | 0o40_0000 | 0o100_0000 | 0o200_0000;
+/// The highest number that a descriptor can have (fs.nr_open's usual value).
+const MOST_DESCRIPTORS: u64 = 1 << 20;
 
 const SIGKILL: u64 = 9;
 const SIGSTOP: u64 = 19;
@@ -97,6 +103,7 @@ impl<'a> PlanView<'a> {
         view.check_threads(&space)?;
         view.check_specials(&space)?;
         view.check_holes(&space)?;
+        view.check_descriptors()?;
         view.check_header(&space)?;
         Ok(view)
     }
@@ -117,6 +124,7 @@ impl<'a> PlanView<'a> {
             ("threads", header.threads, size_of::<Thread>()),
             ("specials", header.specials, size_of::<Special>()),
             ("holes", header.holes, size_of::<Range>()),
+            ("descriptors", header.descriptors, size_of::<Descriptor>()),
             ("names", header.names, 1),
         ];
         for (name, table, size) in tables {
@@ -195,13 +203,25 @@ impl<'a> PlanView<'a> {
         self.records(self.header.holes)
     }
 
+    /// Files that are opened.
+    #[must_use]
+    pub fn descriptors(&self) -> Records<'a, Descriptor> {
+        self.records(self.header.descriptors)
+    }
+
     /// The path of a source that is a file.
     #[must_use]
     pub fn path(&self, source: &Source) -> Option<&'a Path> {
+        (source.kind == SOURCE_FILE).then(|| self.name(source.name)).flatten()
+    }
+
+    /// A path by its offset among the names.
+    #[must_use]
+    pub fn name(&self, offset: u64) -> Option<&'a Path> {
         let names = self.slice(self.header.names.offset, self.header.names.count)?;
-        let name = names.get(usize::try_from(source.name).ok()?..)?;
+        let name = names.get(usize::try_from(offset).ok()?..)?;
         let name = CStr::from_bytes_until_nul(name).ok()?;
-        (source.kind == SOURCE_FILE).then(|| Path::new(OsStr::from_bytes(name.to_bytes())))
+        Some(Path::new(OsStr::from_bytes(name.to_bytes())))
     }
 
     fn records<T: Take>(&self, table: Table) -> Records<'a, T> {
@@ -399,6 +419,22 @@ impl<'a> PlanView<'a> {
         Ok(())
     }
 
+    fn check_descriptors(&self) -> Result<(), PlanFault> {
+        for (index, descriptor) in self.descriptors().enumerate() {
+            let wrong = |what| PlanFault::Record { kind: "descriptor", index, what };
+            if !(3..=MOST_DESCRIPTORS).contains(&descriptor.number) {
+                return Err(wrong("has a number that is not its own to take"));
+            }
+            if descriptor.flags & !OPEN_HARMLESS != 0 {
+                return Err(wrong("is open for more than reading"));
+            }
+            if !self.name(descriptor.name).is_some_and(Path::is_absolute) {
+                return Err(wrong("has no absolute path"));
+            }
+        }
+        Ok(())
+    }
+
     fn check_header(&self, space: &Space) -> Result<(), PlanFault> {
         let Header { stack, thaw, layout, rseq_length, .. } = self.header;
         let length = stack.end.checked_sub(stack.start);
@@ -588,7 +624,7 @@ records! {
     Range { start, end }
     Header {
         magic, length, sources, mappings, copies, advices, signals, threads, specials, holes,
-        names, layout, thaw, stack, rseq_length, rseq_signature
+        descriptors, names, layout, thaw, stack, rseq_length, rseq_signature
     }
     Source { kind, name, first, count }
     Mapping { start, length, offset, prot, flags }
@@ -596,6 +632,7 @@ records! {
     Advice { start, length, call, value }
     Signal { number, handler, flags, restorer, mask, yields }
     Thread { clear_tid, fs_base, gs_base, landing }
+    Descriptor { number, name, flags, position }
     Special { start, length, is_vdso }
     Layout {
         start_code, end_code, start_data, end_data, start_brk, brk, start_stack, at_phdr, at_base,
@@ -629,6 +666,7 @@ mod tests {
         threads: Vec<Thread>,
         specials: Vec<Special>,
         holes: Vec<Range>,
+        descriptors: Vec<Descriptor>,
         names: Vec<u8>,
     }
 
@@ -676,6 +714,7 @@ mod tests {
                 Special { start: vdso + 2 * PAGE, length: 2 * PAGE, is_vdso: 1 },
             ],
             holes: vec![Range { start: 0x60_0000, end: STACK - (1 << 22) }],
+            descriptors: vec![Descriptor { number: 7, name: 4, flags: 0, position: 10 }],
             names: b"abc\0/usr/lib/libc.so.6\0".to_vec(),
         }
     }
@@ -691,6 +730,7 @@ mod tests {
             threads: encoder.table(&draft.threads),
             specials: encoder.table(&draft.specials),
             holes: encoder.table(&draft.holes),
+            descriptors: encoder.table(&draft.descriptors),
             names: encoder.bytes(&draft.names),
             ..draft.header
         };
@@ -720,6 +760,7 @@ mod tests {
         assert_eq!(view.threads().collect::<Vec<_>>(), draft.threads);
         assert_eq!(view.specials().collect::<Vec<_>>(), draft.specials);
         assert_eq!(view.holes().collect::<Vec<_>>(), draft.holes);
+        assert_eq!(view.descriptors().collect::<Vec<_>>(), draft.descriptors);
         assert_eq!(view.header().thaw, CODE + 16);
         let [_, image, file] = draft.sources.as_slice() else { panic!() };
         assert_eq!(view.mappings_of(image).collect::<Vec<_>>(), draft.mappings[2..3]);
@@ -739,6 +780,16 @@ mod tests {
             PlanView::new(&bytes, MEMORY.end - 1, MEMORY).unwrap_err(),
             PlanFault::Header("image is shorter than its memory")
         );
+    }
+
+    #[test]
+    fn descriptors_only_read_and_leave_the_standard_ones_alone() {
+        refused(|draft| draft.descriptors[0].number = 2);
+        refused(|draft| draft.descriptors[0].number = u64::MAX);
+        refused(|draft| draft.descriptors[0].flags = 1);
+        refused(|draft| draft.descriptors[0].flags = 0o1000);
+        refused(|draft| draft.descriptors[0].name = 0);
+        refused(|draft| draft.descriptors[0].name = u64::MAX);
     }
 
     #[test]
