@@ -48,6 +48,8 @@ pub struct Header {
     pub specials: Table,
     /// [`Range`] records: address ranges that no mapping of the image touches, largest first.
     pub holes: Table,
+    /// [`Descriptor`] records: files that the frozen process had open.
+    pub descriptors: Table,
     /// NUL-terminated paths; `count` is bytes.
     pub names: Table,
     /// What `PR_SET_MM_MAP` is told (prctl(2)).
@@ -195,6 +197,20 @@ pub struct Landing {
     pub context: u64,
     /// Address of the frame's signal mask: inherited bits are added to it.
     pub mask: u64,
+}
+
+/// A file that the frozen process had open for reading.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Descriptor {
+    /// Its number, which the process knows it by.
+    pub number: u64,
+    /// Offset of the path in `names`.
+    pub name: u64,
+    /// Flags of open(2), with `O_CLOEXEC` where the descriptor has it.
+    pub flags: u64,
+    /// Offset of the next byte to be read.
+    pub position: u64,
 }
 
 /// A mapping that the kernel makes for each process, moved and not made.

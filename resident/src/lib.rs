@@ -16,7 +16,7 @@ mod thaw;
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr::{null, null_mut};
 
-use python::{Config, Object, Python};
+use python::{Config, Object, Python, Status};
 use thaw::THAWED;
 
 #[panic_handler]
@@ -139,11 +139,19 @@ unsafe extern "C" fn frozen_main(
         if thaw.is_null() {
             give_up(c"the agent has no function", c"thaw");
         }
+        let encoding = file_name_encoding();
         libc::fflush(null_mut());
         let mut orders = [0_u8; 8];
         wait(channels.orders, &mut orders);
-        let (argc, argv) = wake(&python, thaw, channels.orders, argc, argv);
-        libc::exit((python.Py_BytesMain)(argc, argv))
+        let (argc, argv) = arguments(channels.orders, argc, argv);
+        // What Py_BytesMain does (Modules/main.c, pymain_main), with the agent in between: parsed is
+        // the caller's command line, run is what it says.
+        let status = configure(&python, argc, argv, encoding);
+        if status.failed() {
+            (python.Py_ExitStatusException)(status);
+        }
+        wake(&python, thaw, argc, argv);
+        libc::exit((python.Py_RunMain)())
     }
 }
 
@@ -160,19 +168,65 @@ fn wait(orders: c_int, buffer: &mut [u8]) -> isize {
 }
 
 unsafe fn initialise(python: &Python, argc: c_int, argv: *mut *mut c_char) {
+    // SAFETY: as `configure`.
+    let status = unsafe { configure(python, argc, argv, null()) };
+    if status.failed() {
+        // SAFETY: ends the process.
+        unsafe { give_up(c"python cannot start:", status.message()) }
+    }
+}
+
+/// Starts CPython with a command line, or tells the CPython that runs already of another one (that
+/// `Py_Main` may be called in an initialised interpreter is an old promise, and tested:
+/// Lib/test/test_embed.py, `test_initialize_pymain`).
+///
+/// # Safety
+///
+/// The arguments are strings that stay; one thread, which holds the GIL if there is one.
+unsafe fn configure(
+    python: &Python,
+    argc: c_int,
+    argv: *mut *mut c_char,
+    encoding: *const c_char,
+) -> Status {
     static mut CONFIG: Config = Config::EMPTY;
-    // SAFETY: one thread; the configuration is CPython's own to fill in and to clear.
+    // SAFETY: the configuration is CPython's own to fill in and to clear.
     unsafe {
         let config = &raw mut CONFIG;
         (python.PyConfig_InitPythonConfig)(config);
         let mut status = (python.PyConfig_SetBytesArgv)(config, argc as isize, argv);
+        // CPython writes the encoding's name its own way when it starts, and the C library's way
+        // when it is told of another command line.
+        if !status.failed()
+            && !encoding.is_null()
+            && let Some(field) = Config::filesystem_encoding(config, minor_version(python))
+        {
+            status = (python.PyConfig_SetBytesString)(config, field, encoding);
+        }
         if !status.failed() {
             status = (python.Py_InitializeFromConfig)(config);
         }
-        if status.failed() {
-            give_up(c"python cannot start:", status.message());
-        }
         (python.PyConfig_Clear)(config);
+        status
+    }
+}
+
+/// The name of the encoding of file names, or null (`Py_FileSystemDefaultEncoding`, a variable of the
+/// C API up to 3.13).
+unsafe fn file_name_encoding() -> *const c_char {
+    // SAFETY: a variable of that name holds a pointer to a string that stays.
+    unsafe {
+        let variable = libc::dlsym(libc::RTLD_DEFAULT, c"Py_FileSystemDefaultEncoding".as_ptr());
+        if variable.is_null() { null() } else { variable.cast::<*const c_char>().read() }
+    }
+}
+
+/// The 11 of 3.11.
+unsafe fn minor_version(python: &Python) -> u64 {
+    // SAFETY: the version is a string that begins as in "3.11.2 (main".
+    unsafe {
+        let version = (python.Py_GetVersion)();
+        libc::strtol(version.add(2), null_mut(), 10).unsigned_abs()
     }
 }
 
@@ -214,10 +268,14 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
         }
         (python.Py_DecRef)(code);
         let thaw = thaw::thaw as *const () as usize as u64;
+        let (start, end) = own_range();
         let facts = (python.Py_BuildValue)(
-            c"{s:K,s:i}".as_ptr(),
+            c"{s:K,s:[KK],s:i}".as_ptr(),
             c"thaw".as_ptr(),
             thaw,
+            c"resident".as_ptr(),
+            start,
+            end,
             c"orders".as_ptr(),
             channels.orders,
         );
@@ -236,10 +294,27 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
     }
 }
 
-/// Makes the process the caller's: C's environment, then whatever the agent has to do.
-unsafe fn wake(
-    python: &Python,
-    thaw: Object,
+/// First address of this object, and one past its last.
+fn own_range() -> (u64, u64) {
+    let (start, end): (u64, u64);
+    // SAFETY: the linker defines both symbols, at the object's first byte and after its last.
+    unsafe {
+        core::arch::asm!(
+            ".hidden __ehdr_start",
+            ".hidden _end",
+            "lea {}, [rip + __ehdr_start]",
+            "lea {}, [rip + _end]",
+            out(reg) start,
+            out(reg) end,
+            options(nostack, nomem, preserves_flags)
+        );
+    }
+    (start, end.next_multiple_of(restore_plan::PAGE))
+}
+
+/// The caller's arguments: those of the process that a native restore has made of the caller's, or
+/// the frozen process's own. C's environment is the caller's from here on.
+unsafe fn arguments(
     orders: c_int,
     argc: c_int,
     argv: *mut *mut c_char,
@@ -252,28 +327,40 @@ unsafe fn wake(
             libc::close(orders);
             return (argc, argv);
         }
+        libc::environ = (*thawed).envp.cast();
         let argv = (*thawed).argv.cast::<*mut c_char>();
-        let envp = (*thawed).envp.cast::<*mut c_char>();
-        libc::environ = envp;
-        let arguments = (python.PyList_New)(0);
+        name_program(argv.read());
         let mut argc = 0;
         while !argv.add(argc).read().is_null() {
-            let text = argv.add(argc).read();
-            let bytes = (python.PyBytes_FromStringAndSize)(text, libc::strlen(text) as isize);
-            (python.PyList_Append)(arguments, bytes);
-            (python.Py_DecRef)(bytes);
             argc += 1;
         }
-        name_program(argv.read());
-        let first = envp.read();
-        let block = if first.is_null() { null() } else { first.cast_const() };
+        (argc as c_int, argv)
+    }
+}
+
+/// Lets the agent make fresh what a new process would have fresh.
+unsafe fn wake(python: &Python, thaw: Object, argc: c_int, argv: *mut *mut c_char) {
+    // SAFETY: the vectors lie on the new process's stack, which stays for good.
+    unsafe {
+        let thawed = &raw const THAWED;
+        if (*thawed).argv.is_null() {
+            return;
+        }
+        let list = (python.PyList_New)(0);
+        for index in 0..argc as usize {
+            let text = argv.add(index).read();
+            let bytes = (python.PyBytes_FromStringAndSize)(text, libc::strlen(text) as isize);
+            (python.PyList_Append)(list, bytes);
+            (python.Py_DecRef)(bytes);
+        }
+        let first = (*thawed).envp.read().cast_const();
         let length = if first.is_null() { 0 } else { (*thawed).env_end as usize - first as usize };
-        let block = (python.PyBytes_FromStringAndSize)(block, length as isize);
+        let block = (python.PyBytes_FromStringAndSize)(first.cast(), length as isize);
         let done = (python.PyObject_CallFunction)(
             thaw,
             c"OOKK".as_ptr(),
             block,
-            arguments,
+            list,
             (*thawed).ignored,
             (*thawed).options,
         );
@@ -281,10 +368,9 @@ unsafe fn wake(
             (python.PyErr_Print)();
             libc::exit(OWN_FAILURE);
         }
-        for object in [block, arguments, done] {
+        for object in [block, list, done] {
             (python.Py_DecRef)(object);
         }
-        (argc as c_int, argv)
     }
 }
 

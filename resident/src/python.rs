@@ -41,6 +41,21 @@ impl Config {
     pub(crate) const EMPTY: Self = Self([0; 8192]);
 }
 
+impl Config {
+    /// The field `filesystem_encoding` in the configuration of CPython 3.`minor`
+    /// (Include/cpython/initconfig.h; the structure does not change within a minor version).
+    pub(crate) fn filesystem_encoding(this: *mut Self, minor: u64) -> Option<*mut *mut c_void> {
+        let offset = match minor {
+            10 => 56,
+            11 => 72,
+            12 | 13 => 80,
+            _ => return None,
+        };
+        // SAFETY: within the room that a configuration has here.
+        Some(unsafe { this.byte_add(offset).cast() })
+    }
+}
+
 macro_rules! api {
     ($($name:ident: $type:ty;)*) => {
         /// The functions, by their names in the C API.
@@ -72,9 +87,12 @@ macro_rules! api {
 api! {
     PyConfig_InitPythonConfig: unsafe extern "C" fn(*mut Config);
     PyConfig_SetBytesArgv: unsafe extern "C" fn(*mut Config, isize, *const *mut c_char) -> Status;
+    PyConfig_SetBytesString: unsafe extern "C" fn(*mut Config, *mut *mut c_void, *const c_char) -> Status;
     PyConfig_Clear: unsafe extern "C" fn(*mut Config);
     Py_InitializeFromConfig: unsafe extern "C" fn(*const Config) -> Status;
-    Py_BytesMain: unsafe extern "C" fn(c_int, *const *mut c_char) -> c_int;
+    Py_GetVersion: unsafe extern "C" fn() -> *const c_char;
+    Py_RunMain: unsafe extern "C" fn() -> c_int;
+    Py_ExitStatusException: unsafe extern "C" fn(Status) -> !;
     Py_CompileString: unsafe extern "C" fn(*const c_char, *const c_char, c_int) -> Object;
     PyImport_ExecCodeModule: unsafe extern "C" fn(*const c_char, Object) -> Object;
     PyObject_GetAttrString: unsafe extern "C" fn(Object, *const c_char) -> Object;

@@ -13,6 +13,7 @@
 #![allow(clippy::missing_panics_doc, clippy::similar_names)]
 
 mod builtins;
+mod descriptors;
 mod loader;
 mod memory;
 mod report;
@@ -158,6 +159,7 @@ fn prepare(mut start: Start, mask: u64) -> Result<Job, Obstacle> {
     };
     map(base, text, PROT_READ | PROT_EXEC, handover.restorer, 0)?;
     map(base + text, length, PROT_READ, handover.image, handover.plan_offset)?;
+    descriptors::open_all(plan).map_err(Obstacle::Failed)?;
     unregister_rseq(&start, plan).map_err(Obstacle::Failed)?;
     start.cut_environment();
     Ok(Job {

@@ -1,7 +1,112 @@
-//! To come.
+//! The command line: what was typed becomes a call of the library, what comes back becomes text and
+//! an exit status. The only place that prints or decides how the program ends.
 
-/// To come.
+mod args;
+mod doctor;
+mod export;
+mod inspect;
+mod progress;
+mod recipe;
+mod report;
+mod units;
+
+use std::env;
+use std::io::{self, Write};
+
+use crate::sys::{self, Explain};
+use crate::{run, snapshot};
+
+use self::args::Command;
+use self::progress::Progress;
+use self::recipe::Recipe;
+use self::report::{CliError, FAILED, Failure};
+
+/// The program: its exit status, for as far as it has one of its own. `run` becomes the frozen
+/// interpreter and comes back only when that fails.
 #[must_use]
 pub fn main() -> i32 {
-    125
+    let command = match args::parse(env::args_os().collect()) {
+        Ok(command) => command,
+        Err(help) if !help.use_stderr() => return if help.print().is_ok() { 0 } else { FAILED },
+        Err(usage) => {
+            // Nobody is left to tell if this fails.
+            let _ = usage.print();
+            return FAILED;
+        }
+    };
+    match execute(command) {
+        Ok(status) => status,
+        Err(failure) => {
+            report::print(&*failure);
+            FAILED
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<i32, Failure> {
+    if let Command::Run(arguments) = command {
+        return run(arguments);
+    }
+    // Whatever these commands open must not take the place of a closed standard descriptor, or
+    // they would print into it. A script finds its descriptors as the caller left them.
+    sys::fill_standard_descriptors();
+    match command {
+        Command::Run(arguments) => run(arguments),
+        Command::Snapshot(arguments) => snapshot(arguments),
+        Command::Doctor(arguments) => doctor::doctor(&arguments),
+        Command::Inspect(arguments) => inspect::inspect(&arguments),
+        Command::Export(arguments) => export::export(&arguments),
+    }
+}
+
+fn run(arguments: args::Run) -> Result<i32, Failure> {
+    let args::Run { full_exit, image, arguments } = arguments;
+    match run::run(run::Request { image, arguments, full_exit })? {}
+}
+
+fn snapshot(arguments: args::Snapshot) -> Result<i32, Failure> {
+    // Somebody who stops reading must not stop a snapshot in the middle.
+    sys::ignore_broken_pipes();
+    let json = arguments.json;
+    let mut progress = Progress::new(json);
+    let taken = request(arguments).and_then(|request| {
+        snapshot::take(&request, &mut |event| progress.tell(event))?;
+        Ok(0)
+    });
+    if let (Err(failure), true) = (&taken, json) {
+        let _ = writeln!(io::stdout(), "{}", report::json(&**failure));
+    }
+    taken
+}
+
+/// What was typed, with its recipe: the recipe comes first, and what was typed wins.
+fn request(arguments: args::Snapshot) -> Result<snapshot::Request, Failure> {
+    let recipe = arguments.recipe.as_deref().map(Recipe::load).transpose()?;
+    let name = recipe.as_ref().map(|recipe| recipe.name.clone());
+    let Recipe { mut imports, environment, warm_up, .. } = recipe.unwrap_or_default();
+    imports.extend(arguments.imports);
+    let environment = environment.into_iter().map(|(name, value)| (name.into(), value.into()));
+    Ok(snapshot::Request {
+        recipe: name,
+        imports,
+        warm_up,
+        exec: arguments.exec,
+        python: arguments.python,
+        environment: environment.chain(arguments.environment).collect(),
+        output: arguments.output,
+        force: arguments.force,
+        isolation: match arguments.isolation {
+            args::Isolation::Auto => snapshot::Isolation::Auto,
+            args::Isolation::Host => snapshot::Isolation::Host,
+            args::Isolation::Userns => snapshot::Isolation::Userns,
+        },
+        criu: arguments.criu,
+    })
+}
+
+/// Writes the answer of a command to standard output, as a whole.
+fn answer(text: &str) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    let written = output.write_all(text.as_bytes()).and_then(|()| output.flush());
+    written.map_err(|why| Box::new(CliError::Output(why)) as Box<dyn Explain>)
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -65,6 +66,12 @@ impl Image {
     #[must_use]
     pub fn into_file(self) -> File {
         self.file
+    }
+
+    /// The open file, to be handed on.
+    #[must_use]
+    pub fn into_descriptor(self) -> OwnedFd {
+        self.file.into()
     }
 
     /// Length of the file in bytes.

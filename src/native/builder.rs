@@ -5,17 +5,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use restore_plan::{
-    ADVISE, Advice, Copy, Header, Landing, Layout, MAGIC, Mapping, PAGE, PROTECT, Range, Signal,
-    Source, Special, Table, Thread,
+    ADVISE, Advice, Copy, Descriptor, Header, Landing, Layout, MAGIC, Mapping, PAGE, PROTECT,
+    Range, Signal, Source, Special, Table, Thread,
 };
 
 use super::NativeError;
 use super::encode::{Encode, Encoder};
-use super::frame::{frame_size, signal_frame};
+use super::frame::{frame_size, mask_address, signal_frame};
 use super::layout::{Content, Piece, holes, segments};
 use super::xsave::XsaveLayout;
 use crate::process::placement::Placement;
-use crate::process::{Process, Thread as FrozenThread, Vma, VmaKind};
+use crate::process::smaps::VmFlags;
+use crate::process::{
+    DescriptorKind, Memory, OpenFile, Process, Thread as FrozenThread, Vma, VmaKind,
+};
 
 const PROT_WRITE: u32 = 2;
 const MAP_SHARED: u32 = 1;
@@ -23,7 +26,6 @@ const MAP_PRIVATE: u32 = 2;
 const MAP_DROPPABLE: u32 = 8;
 const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_GROWSDOWN: u32 = 0x100;
-const MAP_NORESERVE: u32 = 0x4000;
 const MADV_DONTFORK: u32 = 10;
 const MADV_HUGEPAGE: u32 = 14;
 const MADV_NOHUGEPAGE: u32 = 15;
@@ -42,6 +44,8 @@ pub struct Facts {
     pub thaw: u64,
     /// Whether SIGINT's handler is CPython's default one.
     pub default_sigint: bool,
+    /// Descriptors that are the snapshot's and not the program's.
+    pub own_descriptors: Vec<u32>,
 }
 
 /// A plan, and what the image's memory section must hold for it.
@@ -60,12 +64,13 @@ pub struct Built {
 ///
 /// What the restorer cannot bring back, by name.
 pub fn build(
-    process: &Process,
+    memory: &Memory<'_>,
     placements: &[Placement],
     facts: &Facts,
     xsave: &XsaveLayout,
     memory_offset: u64,
 ) -> Result<Built, NativeError> {
+    let process = memory.process();
     let mut builder = Builder::new(memory_offset);
     let mut rest = placements;
     for vma in &process.vmas {
@@ -78,11 +83,12 @@ pub fn build(
         .threads
         .iter()
         .enumerate()
-        .map(|(index, thread)| builder.thread(process, thread, index == 0, xsave))
+        .map(|(index, thread)| builder.thread(memory, thread, index == 0, xsave))
         .collect::<Result<Vec<_>, _>>()?;
     let signals = signals(process, facts);
+    let descriptors = builder.descriptors(process, &facts.own_descriptors)?;
     let specials = specials(process)?;
-    let holes: Vec<Range> = holes(process, HOLES)
+    let holes = holes(process, HOLES)
         .into_iter()
         .map(|hole| Range { start: hole.start, end: hole.end })
         .collect();
@@ -99,7 +105,7 @@ pub fn build(
         rseq_signature: rseq.map_or(0, |rseq| u64::from(rseq.signature)),
         ..Header::default()
     };
-    builder.finish(header, &signals, &threads, &specials, &holes)
+    builder.finish(header, &Tables { signals, threads, specials, holes, descriptors })
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,7 +115,17 @@ enum Key {
     File(PathBuf),
 }
 
+/// The records that do not come from mappings.
+struct Tables {
+    signals: Vec<Signal>,
+    threads: Vec<Thread>,
+    specials: Vec<Special>,
+    holes: Vec<Range>,
+    descriptors: Vec<Descriptor>,
+}
+
 struct Builder {
+    names: Vec<u8>,
     mappings: BTreeMap<Key, Vec<Mapping>>,
     copies: Vec<Copy>,
     advices: Vec<Advice>,
@@ -122,6 +138,7 @@ struct Builder {
 impl Builder {
     fn new(memory_offset: u64) -> Self {
         Self {
+            names: Vec::new(),
             mappings: BTreeMap::new(),
             copies: Vec::new(),
             advices: Vec::new(),
@@ -184,12 +201,9 @@ impl Builder {
 
     fn anonymous(&mut self, vma: &Vma, mapping: Mapping, copies: Vec<std::ops::Range<u64>>) {
         let mut flags = MAP_ANONYMOUS;
-        flags |= if vma.flags.droppable { MAP_DROPPABLE } else { MAP_PRIVATE };
+        flags |= if vma.special.contains(VmFlags::DROPPABLE) { MAP_DROPPABLE } else { MAP_PRIVATE };
         if vma.growsdown {
             flags |= MAP_GROWSDOWN;
-        }
-        if vma.no_reserve {
-            flags |= MAP_NORESERVE;
         }
         let writable = vma.prot | if copies.is_empty() { 0 } else { PROT_WRITE };
         if writable != vma.prot {
@@ -209,13 +223,13 @@ impl Builder {
     }
 
     fn properties(&mut self, vma: &Vma) {
-        let flags = &vma.flags;
+        let has = |flag| vma.special.contains(flag);
         let wanted = [
-            (flags.huge_page, MADV_HUGEPAGE),
-            (flags.no_huge_page, MADV_NOHUGEPAGE),
-            (flags.dont_copy, MADV_DONTFORK),
+            (has(VmFlags::HUGE_PAGE), MADV_HUGEPAGE),
+            (has(VmFlags::NO_HUGE_PAGE), MADV_NOHUGEPAGE),
+            (has(VmFlags::DONT_COPY), MADV_DONTFORK),
             // A droppable mapping has it from the kernel, which refuses to be asked again.
-            (flags.wipe_on_fork && !flags.droppable, MADV_WIPEONFORK),
+            (has(VmFlags::WIPE_ON_FORK) && !has(VmFlags::DROPPABLE), MADV_WIPEONFORK),
         ];
         for (_, value) in wanted.into_iter().filter(|(wanted, _)| *wanted) {
             let (start, length) = (vma.range.start, vma.range.end - vma.range.start);
@@ -226,11 +240,12 @@ impl Builder {
     /// Puts a thread's signal frame and landing below its stack pointer.
     fn thread(
         &mut self,
-        process: &Process,
+        memory: &Memory<'_>,
         thread: &FrozenThread,
         is_main: bool,
         xsave: &XsaveLayout,
     ) -> Result<Thread, NativeError> {
+        let process = memory.process();
         let sp = thread.registers.sp;
         let no_room = NativeError::Stack { thread: thread.tid, address: sp };
         let size = frame_size(xsave) as u64;
@@ -243,26 +258,26 @@ impl Builder {
         }
         let mut frozen = thread.clone();
         if is_main {
-            finish_read(process, &mut frozen)?;
+            finish_read(memory, &mut frozen)?;
         }
         let frame = signal_frame(&frozen, xsave, context);
         let mut name = [0; 16];
         if !is_main && thread.comm != process.comm {
-            for (place, byte) in name.iter_mut().take(15).zip(thread.comm.bytes()) {
+            for (place, byte) in name.iter_mut().take(15).zip(thread.comm.iter().copied()) {
                 *place = byte;
             }
         }
-        let (robust_list, robust_length) = thread.robust_list.unwrap_or((0, 0));
+        let (robust_list, robust_length) = thread.robust.unwrap_or((0, 0));
         let rseq = thread.rseq.as_ref();
         let record = Landing {
             robust_list,
-            robust_length,
+            robust_length: u64::from(robust_length),
             rseq: rseq.map_or(0, |rseq| rseq.address),
             rseq_length: rseq.map_or(0, |rseq| u64::from(rseq.length)),
             rseq_signature: rseq.map_or(0, |rseq| u64::from(rseq.signature)),
             name,
             context,
-            mask: context + SIGMASK_OFFSET,
+            mask: mask_address(context),
         };
         let mut bytes = record.bytes();
         bytes.resize((context - landing) as usize, 0);
@@ -278,16 +293,35 @@ impl Builder {
         })
     }
 
-    fn finish(
-        self,
-        mut header: Header,
-        signals: &[Signal],
-        threads: &[Thread],
-        specials: &[Special],
-        holes: &[Range],
-    ) -> Result<Built, NativeError> {
+    /// The files that the process has open for reading; anything else has been refused before.
+    fn descriptors(
+        &mut self,
+        process: &Process,
+        own: &[u32],
+    ) -> Result<Vec<Descriptor>, NativeError> {
+        const O_CLOEXEC: u64 = 0o2_000_000;
+        let mut records = Vec::new();
+        for one in &process.descriptors {
+            let DescriptorKind::File(OpenFile { path, flags, position, .. }) = &one.kind else {
+                continue;
+            };
+            if one.number <= 2 || own.contains(&one.number) {
+                continue;
+            }
+            let close_on_exec = if one.close_on_exec { O_CLOEXEC } else { 0 };
+            records.push(Descriptor {
+                number: u64::from(one.number),
+                name: add_name(&mut self.names, path)?,
+                flags: u64::from(*flags) | close_on_exec,
+                position: *position,
+            });
+        }
+        Ok(records)
+    }
+
+    fn finish(self, mut header: Header, tables: &Tables) -> Result<Built, NativeError> {
         let mut encoder = Encoder::with_room_for::<Header>();
-        let mut names = Vec::new();
+        let mut names = self.names;
         let mut sources = Vec::new();
         let mut mappings: Vec<Mapping> = Vec::new();
         for (key, group) in &self.mappings {
@@ -308,18 +342,15 @@ impl Builder {
         header.mappings = encoder.table(&mappings);
         header.copies = encoder.table(&self.copies);
         header.advices = encoder.table(&self.advices);
-        header.signals = encoder.table(signals);
-        header.threads = encoder.table(threads);
-        header.specials = encoder.table(specials);
-        header.holes = encoder.table(holes);
+        header.signals = encoder.table(&tables.signals);
+        header.threads = encoder.table(&tables.threads);
+        header.specials = encoder.table(&tables.specials);
+        header.holes = encoder.table(&tables.holes);
+        header.descriptors = encoder.table(&tables.descriptors);
         header.names = encoder.bytes(&names);
         Ok(Built { plan: encoder.finish(header), memory: self.memory, pages: self.pages })
     }
 }
-
-/// Offset of `uc_sigmask` in `struct ucontext` (arch/x86/include/uapi/asm/ucontext.h: flags, link,
-/// stack, the 256 bytes of the sigcontext).
-const SIGMASK_OFFSET: u64 = 8 + 8 + 24 + 256;
 
 fn add_name(names: &mut Vec<u8>, path: &Path) -> Result<u64, NativeError> {
     let bytes = path.as_os_str().as_encoded_bytes();
@@ -334,16 +365,18 @@ fn add_name(names: &mut Vec<u8>, path: &Path) -> Result<u64, NativeError> {
 
 /// The main thread was frozen in the resident's read(2); in a native restore that call is over and
 /// says end of file.
-fn finish_read(process: &Process, main: &mut FrozenThread) -> Result<(), NativeError> {
+fn finish_read(memory: &Memory<'_>, main: &mut FrozenThread) -> Result<(), NativeError> {
     /// The `syscall` instruction.
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
     let registers = &mut main.registers;
-    let mut bytes = [0; 2];
-    let at = |address: u64, bytes: &mut [u8]| process.read_memory(address, bytes).is_some();
+    let is_call = |address: u64| {
+        let mut bytes = [0; 2];
+        Ok::<_, NativeError>(memory.read(address, &mut bytes)? && bytes == SYSCALL)
+    };
     // CRIU points a restartable call back at its instruction; one that is not restarted is past it.
-    if at(registers.ip, &mut bytes) && bytes == SYSCALL {
+    if is_call(registers.ip)? {
         registers.ip += 2;
-    } else if !(at(registers.ip - 2, &mut bytes) && bytes == SYSCALL) {
+    } else if !is_call(registers.ip - 2)? {
         return Err(NativeError::NotAtSyncPoint { address: registers.ip });
     }
     registers.ax = 0;
@@ -393,9 +426,7 @@ fn layout(process: &Process, specials: &[Special]) -> Layout {
     const AT_BASE: u64 = 7;
     const AT_ENTRY: u64 = 9;
     let mm = &process.layout;
-    let auxiliary = |key| {
-        mm.auxv.chunks_exact(2).find(|entry| entry[0] == key).map_or(0, |entry| entry[1])
-    };
+    let auxiliary = |key| mm.aux(key).unwrap_or(0);
     Layout {
         start_code: mm.start_code,
         end_code: mm.end_code,

@@ -2,7 +2,8 @@
 //! this machine's byte order.
 
 use restore_plan::{
-    Advice, Copy, Header, Landing, Layout, Mapping, Range, Signal, Source, Special, Table, Thread,
+    Advice, Copy, Descriptor, Header, Landing, Layout, Mapping, Range, Signal, Source, Special,
+    Table, Thread,
 };
 
 /// A record as bytes.
@@ -58,7 +59,7 @@ records! {
     Range { start, end }
     Header {
         magic, length, sources, mappings, copies, advices, signals, threads, specials, holes,
-        names, layout, thaw, stack, rseq_length, rseq_signature
+        descriptors, names, layout, thaw, stack, rseq_length, rseq_signature
     }
     Source { kind, name, first, count }
     Mapping { start, length, offset, prot, flags }
@@ -67,6 +68,7 @@ records! {
     Signal { number, handler, flags, restorer, mask, yields }
     Thread { clear_tid, fs_base, gs_base, landing }
     Landing { robust_list, robust_length, rseq, rseq_length, rseq_signature, name, context, mask }
+    Descriptor { number, name, flags, position }
     Special { start, length, is_vdso }
     Layout {
         start_code, end_code, start_data, end_data, start_brk, brk, start_stack, at_phdr, at_base,

@@ -2,11 +2,15 @@
 
 use std::path::PathBuf;
 
+use crate::process::ProcessError;
 use crate::sys::Explain;
 
 /// What went wrong between the frozen process and the interpreter that is to become it.
 #[derive(Debug, thiserror::Error)]
 pub enum NativeError {
+    /// The dump cannot be read.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     /// A dump without a thread.
     #[error("the dump has no thread")]
     NoThread,
@@ -61,6 +65,7 @@ pub enum NativeError {
 impl Explain for NativeError {
     fn hint(&self) -> String {
         match self {
+            Self::Process(error) => error.hint(),
             Self::Handover(_) => {
                 "allow files in memory to be executed (sysctl vm.memfd_noexec=1) and raise \
                  'ulimit -n'"

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString, OsString};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use nix::unistd::execve;
 use restore_plan::{HANDOVER_NAME, Handover};
 
 use super::NativeError;
-use crate::sys::handover::{above_standard, executable_memory, keep_over_exec};
+use crate::sys::handover::{at_least, executable_memory, keep_over_exec};
 use crate::sys::inherited::{environment, ignored_signals};
 
 /// The restorer's shared object.
@@ -28,6 +28,8 @@ pub struct Launch {
     pub interpreter: PathBuf,
     /// Its arguments, the program's name first.
     pub arguments: Vec<OsString>,
+    /// Numbers below this belong to the frozen process's own descriptors.
+    pub least_descriptor: RawFd,
     /// `OPTION_` bits of the plan crate.
     pub options: u64,
 }
@@ -38,11 +40,10 @@ pub struct Launch {
 ///
 /// What kept the interpreter from being started.
 pub fn exec(launch: Launch) -> Result<Infallible, NativeError> {
+    let away = |descriptor| at_least(descriptor, launch.least_descriptor.max(3));
     let restorer =
-        executable_memory(c"python3", RESTORER).and_then(above_standard).map_err(
-            NativeError::Handover,
-        )?;
-    let image = above_standard(launch.image).map_err(NativeError::Handover)?;
+        executable_memory(c"python3", RESTORER).and_then(away).map_err(NativeError::Handover)?;
+    let image = away(launch.image).map_err(NativeError::Handover)?;
     let handover = Handover {
         image: image.as_raw_fd().unsigned_abs().into(),
         restorer: restorer.as_raw_fd().unsigned_abs().into(),

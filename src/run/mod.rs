@@ -57,9 +57,11 @@ impl Explain for RunError {
 /// What is wrong with the image, with the machine, or with the interpreter.
 pub fn run(request: Request) -> Result<Infallible, RunError> {
     let image = Image::open(&request.image)?;
-    view::PlanView::new(image.plan(), image.length(), image.memory())
+    let view = view::PlanView::new(image.plan(), image.length(), image.memory())
         .map_err(|why| RunError::Plan { path: request.image.clone(), why })?;
     image.compare()?;
+    let least_descriptor =
+        view.descriptors().filter_map(|one| i32::try_from(one.number + 1).ok()).max().unwrap_or(0);
     let plan = image.section(SectionKind::Plan);
     let check = image.check();
     let mut arguments = Vec::with_capacity(request.arguments.len() + 1);
@@ -73,6 +75,7 @@ pub fn run(request: Request) -> Result<Infallible, RunError> {
         plan_length: plan.length,
         interpreter,
         arguments,
+        least_descriptor,
         options,
     })?)
 }

@@ -1,7 +1,7 @@
 //! Descriptors that a program hands to the one that it becomes by exec.
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -27,21 +27,17 @@ pub fn executable_memory(name: &std::ffi::CStr, content: &[u8]) -> io::Result<Ow
     Ok(file.into())
 }
 
-/// Moves a descriptor away from 0, 1 and 2, which are free where the caller has closed them and
-/// have to stay free.
+/// Moves a descriptor to a number that is not below `least`: 0, 1 and 2 are free where the caller
+/// has closed them and have to stay free.
 ///
 /// # Errors
 ///
-/// `EMFILE` where no descriptor is left.
-pub fn above_standard(descriptor: OwnedFd) -> io::Result<OwnedFd> {
-    if descriptor.as_raw_fd() > 2 {
+/// `EMFILE` or `EINVAL` where no such number is left.
+pub fn at_least(descriptor: OwnedFd, least: RawFd) -> io::Result<OwnedFd> {
+    if descriptor.as_raw_fd() >= least {
         return Ok(descriptor);
     }
-    duplicate_above(&descriptor, 3)
-}
-
-fn duplicate_above(descriptor: &OwnedFd, least: i32) -> io::Result<OwnedFd> {
-    let number = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(least))?;
+    let number = fcntl(&descriptor, FcntlArg::F_DUPFD_CLOEXEC(least))?;
     Ok(super::own(number))
 }
 

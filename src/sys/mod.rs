@@ -6,9 +6,11 @@ mod entry;
 mod explain;
 pub mod handover;
 pub mod inherited;
+mod startup;
 mod vdso;
 
 pub use explain::Explain;
+pub use startup::{fill_standard_descriptors, ignore_broken_pipes};
 pub use vdso::vdso;
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};

@@ -1,0 +1,416 @@
+//! What can be typed: these types are the help text.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use clap::{Arg, CommandFactory, Parser, Subcommand, ValueEnum};
+
+/// Start heavy Python programs at once.
+///
+/// Imports Python libraries once, freezes the interpreter into one file with CRIU, and starts any
+/// number of scripts from that file, each as fast as `python3 -c pass` and just as if `python3` had
+/// been called.
+#[derive(Debug, Parser)]
+#[command(
+    name = "preloaded-criu",
+    version,
+    disable_help_subcommand = true,
+    max_term_width = 100,
+    after_help = "\
+Try it:
+  preloaded-criu snapshot --import json --import decimal
+  preloaded-criu run snap.img -c 'import decimal; print(decimal.Decimal(1) / 7)'
+
+Exit status: that of the script; 125 when preloaded-criu itself has failed."
+)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    // Their texts are those of the types: a text here would hide the long one.
+    Snapshot(Snapshot),
+    Run(Run),
+    Doctor(Doctor),
+    Inspect(Inspect),
+    Export(Export),
+}
+
+/// Import libraries once and freeze the interpreter into an image.
+///
+/// Starts the interpreter, imports the modules in the order given (the current directory and
+/// PYTHONPATH count, as for `python3 -c`), executes the files, and freezes the process with CRIU at
+/// that point. Open sockets, running child processes, an initialised GPU and the like cannot be
+/// frozen: such an import is refused and named.
+///
+/// An image holds the memory of the interpreter: whatever secrets were imported are in it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  preloaded-criu snapshot --recipe tensorflow -o tf.img
+  preloaded-criu snapshot --import numpy --import myproject.model --exec warm-up.py
+  preloaded-criu snapshot --python .venv/bin/python3 --import pandas --force")]
+pub(super) struct Snapshot {
+    /// Import a module; may be given several times
+    #[arg(long = "import", value_name = "MODULE", value_delimiter = ',')]
+    pub(super) imports: Vec<String>,
+
+    /// Execute a file after the imports, for instance to load a model or to warm up; may be given
+    /// several times
+    #[arg(long, value_name = "FILE")]
+    pub(super) exec: Vec<PathBuf>,
+
+    /// Begin with a recipe: a TOML file, or one of those that come with the program
+    #[arg(long, value_name = "NAME|FILE", long_help = super::recipe::help())]
+    pub(super) recipe: Option<OsString>,
+
+    /// The interpreter [default: the active virtual environment's, else python3]
+    #[arg(long, value_name = "PYTHON")]
+    pub(super) python: Option<PathBuf>,
+
+    /// Set an environment variable while the image is made; may be given several times. A script
+    /// that is run from the image has the environment that it is run with
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = AssignmentParser)]
+    pub(super) environment: Vec<(OsString, OsString)>,
+
+    /// The image to write
+    #[arg(short, long, value_name = "IMAGE", default_value = "snap.img")]
+    pub(super) output: PathBuf,
+
+    /// Replace the image if there is one
+    #[arg(short, long)]
+    pub(super) force: bool,
+
+    /// How CRIU is given the rights that it needs. The image is the same either way
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub(super) isolation: Isolation,
+
+    /// The criu program [default: $PRELOADED_CRIU_CRIU, else criu on PATH, else the private one]
+    #[arg(long, value_name = "PROGRAM")]
+    pub(super) criu: Option<PathBuf>,
+
+    /// Say what happens as lines of JSON on standard output
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// How CRIU is given the rights that it needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Isolation {
+    /// As host where the user has the rights, else as userns
+    #[default]
+    Auto,
+    /// As the user that is calling: root, or one with CAP_CHECKPOINT_RESTORE
+    Host,
+    /// In a user namespace of its own: any user
+    Userns,
+}
+
+/// Run a script, a module or the prompt from an image, as python3 would.
+///
+/// Everything after IMAGE is what `python3` would be given: options, `-c CODE`, `-m MODULE`, a
+/// script, `-` for standard input, or nothing for the prompt. The script has the caller's
+/// environment, working directory, descriptors, limits, signals and terminal, and its exit status is
+/// the exit status.
+#[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "preloaded-criu run [OPTIONS] <IMAGE> [PYTHON ARGUMENTS]...",
+    after_help = "\
+Examples:
+  preloaded-criu run snap.img script.py --flag x
+  preloaded-criu run snap.img -m pytest tests
+  preloaded-criu run snap.img"
+)]
+pub(super) struct Run {
+    /// Let the interpreter take everything down at its end, what was frozen too. Takes as long as
+    /// it does without an image
+    #[arg(long)]
+    pub(super) full_exit: bool,
+
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub(super) image: PathBuf,
+
+    /// What python3 would be given
+    #[arg(value_name = "PYTHON ARGUMENTS")]
+    pub(super) arguments: Vec<OsString>,
+}
+
+/// Say what this machine allows, and what to do about what it does not.
+///
+/// Tries what `run` and `snapshot` need and prints each finding, with its fix where something is
+/// missing. Exit status 0: both will work (or the one that was asked for); 1: something is missing.
+#[derive(Debug, clap::Args)]
+pub(super) struct Doctor {
+    /// Look only at what one of them needs
+    #[arg(value_name = "COMMAND")]
+    pub(super) subject: Option<Subject>,
+
+    /// The criu program [default: $PRELOADED_CRIU_CRIU, else criu on PATH, else the private one]
+    #[arg(long, value_name = "PROGRAM")]
+    pub(super) criu: Option<PathBuf>,
+
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// What the doctor is to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Subject {
+    /// What running images needs
+    Run,
+    /// What making images needs
+    Snapshot,
+}
+
+/// Say what an image holds.
+///
+/// What was frozen, where and when, and how its memory, threads and signals come back.
+#[derive(Debug, clap::Args)]
+pub(super) struct Inspect {
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub(super) image: PathBuf,
+
+    /// Print the manifest and the memory map as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// Read the whole image and compare it with its checksums
+    #[arg(long)]
+    pub(super) verify: bool,
+}
+
+/// Write an image's content as the directory that CRIU's own tools read.
+///
+/// `crit` shows what is in it, and `criu restore` restores it.
+#[derive(Debug, clap::Args)]
+pub(super) struct Export {
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub(super) image: PathBuf,
+
+    /// A directory, empty or yet to be made
+    #[arg(value_name = "DIRECTORY")]
+    pub(super) directory: PathBuf,
+}
+
+/// Understands the arguments of the program, its own name first.
+pub(super) fn parse(mut arguments: Vec<OsString>) -> Result<Command, clap::Error> {
+    // What comes after the image is python's, whatever it looks like: clap must not see it.
+    let is_run = arguments.get(1).is_some_and(|name| name == "run");
+    let python = if is_run { arguments.split_off(image_end(&arguments)) } else { Vec::new() };
+    let mut command = match arguments.as_slice() {
+        // The usual run does without clap, which is half a millisecond.
+        [_, _, image] if is_run && !is_option(image) => {
+            Command::Run(Run { full_exit: false, image: image.into(), arguments: Vec::new() })
+        }
+        _ => Cli::try_parse_from(arguments)?.command,
+    };
+    if let Command::Run(run) = &mut command {
+        run.arguments.extend(python);
+    }
+    Ok(command)
+}
+
+/// One past the place of the image among the arguments of `run`: the first that is neither an
+/// option nor an option's value.
+fn image_end(arguments: &[OsString]) -> usize {
+    let mut place = 2;
+    while let Some(argument) = arguments.get(place) {
+        place += 1;
+        if !is_option(argument) {
+            break;
+        }
+        if takes_value(argument) {
+            place += 1;
+        }
+    }
+    place.min(arguments.len())
+}
+
+fn is_option(argument: &OsStr) -> bool {
+    argument.as_encoded_bytes().starts_with(b"-")
+}
+
+/// Whether this option of `run` has its value in the argument that follows.
+fn takes_value(option: &OsStr) -> bool {
+    let command = Cli::command();
+    let Some(run) = command.find_subcommand("run") else { return false };
+    let is_it = |arg: &&Arg| {
+        let long = arg.get_long().map(|long| format!("--{long}"));
+        let short = arg.get_short().map(|short| format!("-{short}"));
+        [long, short].into_iter().flatten().any(|name| option == name.as_str())
+    };
+    run.get_opts().find(is_it).is_some_and(|arg| arg.get_action().takes_values())
+}
+
+/// Reads `NAME=VALUE`, whatever bytes the value has.
+#[derive(Clone)]
+struct AssignmentParser;
+
+impl clap::builder::TypedValueParser for AssignmentParser {
+    type Value = (OsString, OsString);
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<Self::Value, clap::Error> {
+        use std::os::unix::ffi::OsStrExt;
+
+        let bytes = value.as_bytes();
+        match bytes.iter().position(|byte| *byte == b'=') {
+            Some(at) if at > 0 => Ok((
+                OsStr::from_bytes(&bytes[..at]).to_owned(),
+                OsStr::from_bytes(&bytes[at + 1..]).to_owned(),
+            )),
+            _ => {
+                let option = argument.map(ToString::to_string).unwrap_or_default();
+                Err(clap::Error::raw(
+                    clap::error::ErrorKind::ValueValidation,
+                    format!("{} is not NAME=VALUE, which '{option}' wants\n", value.display()),
+                )
+                .with_cmd(command))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn command(line: &[&str]) -> Result<Command, clap::Error> {
+        parse(["preloaded-criu"].iter().chain(line).map(Into::into).collect())
+    }
+
+    fn run(line: &[&str]) -> Run {
+        match command(line) {
+            Ok(Command::Run(run)) => run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn snapshot(line: &[&str]) -> Snapshot {
+        match command(line) {
+            Ok(Command::Snapshot(snapshot)) => snapshot,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_image_is_pythons() {
+        for python in [
+            &["-c", "x", "-u", "--flag"][..],
+            &["--full-exit"],
+            &["--help"],
+            &["-h"],
+            &["--version", "-V"],
+            &["--", "script.py"],
+            &["-"],
+            &[""],
+            &["-m", "pytest", "--json", "-o", "x=y"],
+            &["script.py", "run", "snapshot"],
+            &[],
+        ] {
+            for ours in [&["run", "snap.img"][..], &["run", "--full-exit", "snap.img"]] {
+                let run = run(&[ours, python].concat());
+                assert_eq!(run.image.as_os_str(), "snap.img");
+                assert_eq!(run.arguments, python);
+                assert_eq!(run.full_exit, ours.len() == 3);
+            }
+        }
+    }
+
+    #[test]
+    fn names_and_arguments_need_not_be_text() {
+        use std::os::unix::ffi::OsStringExt;
+
+        let bytes = || OsString::from_vec(vec![b'a', 0xff]);
+        for options in [vec![], vec!["--full-exit".into()]] {
+            let mut line = vec!["preloaded-criu".into(), "run".into()];
+            line.extend(options);
+            line.extend([bytes(), bytes()]);
+            let Ok(Command::Run(run)) = parse(line) else { panic!() };
+            assert_eq!((run.image.into_os_string(), run.arguments), (bytes(), vec![bytes()]));
+        }
+    }
+
+    #[test]
+    fn what_precedes_the_image_is_ours() {
+        let kind = |line: &[&str]| command(line).unwrap_err().kind();
+        assert_eq!(kind(&["run"]), ErrorKind::MissingRequiredArgument);
+        assert_eq!(kind(&["run", "-c", "pass"]), ErrorKind::UnknownArgument);
+        assert_eq!(kind(&["run", "--unknown", "snap.img"]), ErrorKind::UnknownArgument);
+        assert_eq!(kind(&["run", "--help"]), ErrorKind::DisplayHelp);
+        assert_eq!(kind(&["run", "-h", "snap.img", "-c", "x"]), ErrorKind::DisplayHelp);
+        assert_eq!(kind(&["--version"]), ErrorKind::DisplayVersion);
+        assert_eq!(kind(&[]), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
+        assert_eq!(kind(&["snap.img"]), ErrorKind::InvalidSubcommand);
+    }
+
+    #[test]
+    fn a_snapshot_is_described_in_full() {
+        let plain = snapshot(&["snapshot", "--import", "json"]);
+        assert_eq!(plain.output.as_os_str(), "snap.img");
+        assert_eq!(plain.isolation, Isolation::Auto);
+        assert!(!plain.force);
+
+        let full = snapshot(&[
+            "snapshot",
+            "--import",
+            "a,b",
+            "--exec",
+            "x.py",
+            "--import",
+            "c.d",
+            "--exec",
+            "y.py",
+            "--recipe",
+            "numpy",
+            "--python",
+            "py",
+            "--env",
+            "A=1",
+            "--env",
+            "B==",
+            "--env",
+            "C=",
+            "-o",
+            "out.img",
+            "--force",
+            "--isolation",
+            "userns",
+            "--criu",
+            "/criu",
+            "--json",
+        ]);
+        assert_eq!(full.imports, ["a", "b", "c.d"]);
+        assert_eq!(full.exec, [PathBuf::from("x.py"), PathBuf::from("y.py")]);
+        let pair = |name: &str, value: &str| (name.into(), value.into());
+        assert_eq!(full.environment, [pair("A", "1"), pair("B", "="), pair("C", "")]);
+        assert_eq!(full.isolation, Isolation::Userns);
+        for wrong in ["A", "=1", ""] {
+            let error = command(&["snapshot", "--env", wrong]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ValueValidation);
+        }
+    }
+
+    #[test]
+    fn options_with_values_are_known_as_such() {
+        assert!(!takes_value("--full-exit".as_ref()));
+        assert!(!takes_value("--unknown".as_ref()));
+    }
+}

@@ -1,0 +1,174 @@
+//! How a snapshot in the making is told: a line for each step on a terminal, lines of JSON for
+//! machines, nothing otherwise.
+
+use std::borrow::Cow;
+use std::env;
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::units;
+use crate::snapshot::Event;
+
+/// Longest name that is shown in a line.
+const NAME_WIDTH: usize = 44;
+
+/// Tells somebody about the events of a snapshot.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// A person: finished steps, and the one at hand in a line that is written over.
+    Terminal {
+        /// Whether the terminal can write over a line.
+        rewrites: bool,
+    },
+    /// A machine.
+    Json,
+    /// Nobody.
+    Silent,
+}
+
+impl Progress {
+    /// What suits where our output goes.
+    pub(super) fn new(json: bool) -> Self {
+        if json {
+            Self::Json
+        } else if io::stderr().is_terminal() {
+            Self::Terminal { rewrites: env::var_os("TERM").is_some_and(|term| term != "dumb") }
+        } else {
+            Self::Silent
+        }
+    }
+
+    /// Tells one event. That somebody stopped listening does not stop a snapshot.
+    pub(super) fn tell(&mut self, event: &Event<'_>) {
+        let _ = match self {
+            Self::Json => writeln!(io::stdout(), "{}", as_json(event)),
+            Self::Terminal { rewrites } => {
+                io::stderr().write_all(as_line(event, *rewrites).as_bytes())
+            }
+            Self::Silent => match event {
+                Event::Failed { traceback, .. } => io::stderr().write_all(traceback.as_bytes()),
+                _ => Ok(()),
+            },
+        };
+    }
+}
+
+fn as_json(event: &Event<'_>) -> serde_json::Value {
+    match event {
+        Event::Importing { module } => json!({"event": "importing", "module": module}),
+        Event::Imported { module, took } => {
+            json!({"event": "imported", "module": module, "seconds": took.as_secs_f64()})
+        }
+        Event::Executing { path } => json!({"event": "executing", "path": path.to_string_lossy()}),
+        Event::Executed { path, took } => json!({
+            "event": "executed", "path": path.to_string_lossy(), "seconds": took.as_secs_f64(),
+        }),
+        Event::Failed { what, traceback } => {
+            json!({"event": "failed", "what": what, "traceback": traceback})
+        }
+        Event::Dumping => json!({"event": "dumping"}),
+        Event::Dumped { bytes, took } => {
+            json!({"event": "dumped", "bytes": bytes, "seconds": took.as_secs_f64()})
+        }
+        Event::Writing => json!({"event": "writing"}),
+        Event::Written { path, bytes, took } => json!({
+            "event": "written",
+            "image": path.to_string_lossy(),
+            "bytes": bytes,
+            "seconds": took.as_secs_f64(),
+        }),
+    }
+}
+
+fn as_line(event: &Event<'_>, rewrites: bool) -> String {
+    match event {
+        Event::Importing { module } => begun("import", module, rewrites),
+        Event::Imported { module, took } => done("import", module, *took, rewrites),
+        Event::Executing { path } => begun("exec", &path.to_string_lossy(), rewrites),
+        Event::Executed { path, took } => done("exec", &path.to_string_lossy(), *took, rewrites),
+        Event::Failed { traceback, .. } => format!("{}{traceback}", start(rewrites)),
+        Event::Dumping => begun("dump", "", rewrites),
+        Event::Dumped { bytes, took } => done("dump", &units::bytes(*bytes), *took, rewrites),
+        Event::Writing => begun("write", "", rewrites),
+        Event::Written { path, bytes, took } => {
+            let text = format!("{} ({})", path.display(), units::bytes(*bytes));
+            done("write", &text, *took, rewrites)
+        }
+    }
+}
+
+/// Clears the line at hand.
+fn start(rewrites: bool) -> &'static str {
+    if rewrites { "\r\x1b[K" } else { "" }
+}
+
+fn begun(verb: &str, what: &str, rewrites: bool) -> String {
+    if rewrites { format!("\r\x1b[K{verb:<7}{} ...", shortened(what)) } else { String::new() }
+}
+
+fn done(verb: &str, what: &str, took: Duration, rewrites: bool) -> String {
+    let (start, what) = (start(rewrites), shortened(what));
+    format!("{start}{verb:<7}{what:<NAME_WIDTH$} {:>8}\n", units::duration(took))
+}
+
+/// Keeps the end of a long name, where paths and modules differ. Control characters of a file's
+/// name are not for the terminal.
+fn shortened(what: &str) -> Cow<'_, str> {
+    let length = what.chars().count();
+    let printable = !what.chars().any(char::is_control);
+    if length <= NAME_WIDTH && printable {
+        return what.into();
+    }
+    let cut = (length + 3).saturating_sub(NAME_WIDTH).max(3);
+    let replace = |character: char| if character.is_control() { '?' } else { character };
+    if length <= NAME_WIDTH {
+        return what.chars().map(replace).collect::<String>().into();
+    }
+    format!("...{}", what.chars().skip(cut).map(replace).collect::<String>()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_terminal_sees_one_line_for_each_step() {
+        let took = Duration::from_millis(3214);
+        let begun = Event::Importing { module: "tensorflow" };
+        let done = Event::Imported { module: "tensorflow", took };
+        assert_eq!(as_line(&begun, true), "\r\x1b[Kimport tensorflow ...");
+        assert_eq!(as_line(&begun, false), "");
+        let line = as_line(&done, false);
+        assert!(
+            line.starts_with("import tensorflow  ") && line.ends_with("  3.21 s\n"),
+            "{line:?}"
+        );
+        assert_eq!(as_line(&done, true), format!("\r\x1b[K{line}"));
+        let path = Path::new("snap.img");
+        let written = as_line(&Event::Written { path, bytes: 183_000_000, took }, false);
+        assert!(written.contains("snap.img (183 MB)"), "{written:?}");
+    }
+
+    #[test]
+    fn lines_stay_within_a_terminal_and_harmless() {
+        let long = format!("{}/end.py", "directory/".repeat(20));
+        let line = as_line(&Event::Executing { path: Path::new(&long) }, true);
+        assert!(line.ends_with("/end.py ...") && line.chars().count() < 79, "{line:?}");
+        assert_eq!(shortened("a\x1b[2Jb"), "a?[2Jb");
+        let wide = "ä".repeat(NAME_WIDTH + 1);
+        assert_eq!(shortened(&wide).chars().count(), NAME_WIDTH);
+    }
+
+    #[test]
+    fn machines_read_one_object_a_line() {
+        let took = Duration::from_millis(1500);
+        let value = as_json(&Event::Imported { module: "json", took });
+        assert_eq!(value, json!({"event": "imported", "module": "json", "seconds": 1.5}));
+        let value = as_json(&Event::Failed { what: "import x", traceback: "a\nb" });
+        assert!(!value.to_string().contains('\n'));
+    }
+}

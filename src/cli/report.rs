@@ -1,0 +1,124 @@
+//! How a failure looks.
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use crate::sys::Explain;
+
+/// The exit status of our own failures: no script is expected to have it, and tools that start
+/// others (env, timeout, docker) use it in the same way.
+pub(super) const FAILED: i32 = 125;
+
+/// What failed, why, and what to do about it, on standard error.
+pub(super) fn print(error: &dyn Explain) {
+    let reasons = reasons(error).into_iter().map(|reason| format!("  {}\n", indented(&reason)));
+    let reasons = reasons.collect::<String>();
+    // In one write, so that nothing comes between; there is nobody left to tell if it fails.
+    let text = format!("preloaded-criu: {error}\n{reasons}hint: {}\n", error.hint());
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// The same for machines.
+pub(super) fn json(error: &dyn Explain) -> Value {
+    json!({
+        "event": "error",
+        "error": error.to_string(),
+        "reasons": reasons(error),
+        "hint": error.hint(),
+    })
+}
+
+/// Why: the chain of sources. One that only repeats what was said already is left out.
+fn reasons(error: &dyn Explain) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let mut said = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let reason = source.to_string();
+        if !said.contains(&reason) {
+            reasons.push(reason.clone());
+        }
+        said = reason;
+        next = source.source();
+    }
+    reasons
+}
+
+fn indented(text: &str) -> String {
+    text.trim_end().replace('\n', "\n  ")
+}
+
+/// An error of the command line itself.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CliError {
+    /// Standard output takes no more.
+    #[error("cannot write to standard output")]
+    Output(#[source] io::Error),
+    /// A directory that cannot be filled.
+    #[error("cannot write to {}", path.display())]
+    Directory {
+        /// The directory.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        why: io::Error,
+    },
+}
+
+impl Explain for CliError {
+    fn hint(&self) -> String {
+        match self {
+            Self::Output(_) => "look at where the output goes".into(),
+            Self::Directory { .. } => "name a directory that is empty or yet to be made".into(),
+        }
+    }
+}
+
+/// Any failure, to be printed in one place.
+pub(super) type Failure = Box<dyn Explain>;
+
+impl<E: Explain + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Box::new(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Fault, ImageError};
+
+    #[derive(Debug, thiserror::Error)]
+    enum Outer {
+        #[error(transparent)]
+        Same(#[from] ImageError),
+        #[error("the outer thing failed")]
+        Other(#[source] ImageError),
+    }
+
+    impl Explain for Outer {
+        fn hint(&self) -> String {
+            "try".into()
+        }
+    }
+
+    fn inner() -> ImageError {
+        ImageError::Unusable { path: "x.img".into(), why: Fault::Io(io::Error::other("why\nmore")) }
+    }
+
+    #[test]
+    fn every_reason_is_said_once() {
+        assert_eq!(reasons(&Outer::Same(inner())), ["why\nmore"]);
+        assert_eq!(reasons(&Outer::Other(inner())), ["cannot use the image x.img", "why\nmore"]);
+        assert_eq!(indented("why\nmore\n"), "why\n  more");
+    }
+
+    #[test]
+    fn machines_are_told_the_same() {
+        let value = json(&Outer::Other(inner()));
+        assert_eq!(value["error"], "the outer thing failed");
+        assert_eq!(value["reasons"][1], "why\nmore");
+        assert_eq!(value["hint"], "try");
+    }
+}

@@ -1,0 +1,29 @@
+//! What the standard library does before `main`, for the commands that want it: this program has
+//! an entry point of its own, because `run` must hand on what it was given.
+
+use std::os::fd::{AsRawFd, IntoRawFd};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::stat::Mode;
+
+/// Opens `/dev/null` for each standard descriptor that is closed, so that no file that is opened
+/// later has its number.
+pub fn fill_standard_descriptors() {
+    // A new descriptor has the lowest free number (open(2)).
+    while let Ok(descriptor) = open("/dev/null", OFlag::O_RDWR, Mode::empty()) {
+        if descriptor.as_raw_fd() > 2 {
+            break;
+        }
+        // It stays open as long as the program lives, as standard descriptors do.
+        let _ = descriptor.into_raw_fd();
+    }
+}
+
+/// From now on, writing to a pipe that nobody reads is an error and not the end. Programs that are
+/// started by `std::process::Command` do not inherit it.
+pub fn ignore_broken_pipes() {
+    // SAFETY: no handler is installed, so no code can run at a bad time. The call fails only for
+    // signals that cannot be ignored.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
+}
