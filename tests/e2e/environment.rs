@@ -37,9 +37,11 @@ raise SystemExit('execve failed')
 ";
 
 fn with_environment<'a>(run: Python<'a>, strings: &[&[u8]]) -> Python<'a> {
-    let digits = |string: &&[u8]| string.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let list = strings.iter().map(digits).collect::<Vec<_>>().join(",");
-    run.through(["/usr/bin/python3", "-c", EXECUTE, &list])
+    let digits = |string: &&[u8]| -> Vec<String> {
+        string.iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let list: Vec<String> = strings.iter().map(|string| digits(string).concat()).collect();
+    run.through(["/usr/bin/python3", "-c", EXECUTE, &list.join(",")])
 }
 
 fn showing(it: &Context) -> Python<'_> {

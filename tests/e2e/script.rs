@@ -34,9 +34,12 @@ fn a_script() {
 #[test]
 fn code_on_the_command_line() {
     everywhere(|it| {
-        for arguments in
-            [&["-c", SHOW][..], &["-c", SHOW, "-c", "--", "-m", "x"], &["-uc", SHOW, "-"], &["-c", ""]]
-        {
+        for arguments in [
+            &["-c", SHOW][..],
+            &["-c", SHOW, "-c", "--", "-m", "x"],
+            &["-uc", SHOW, "-"],
+            &["-c", ""],
+        ] {
             showing(it, arguments).is_as_stock().succeeds();
         }
     });
@@ -172,7 +175,19 @@ fn options_of_the_interpreter() {
 #[test]
 fn options_that_only_print() {
     everywhere(|it| {
-        for option in ["-V", "-VV", "--version", "-h", "--help", "-?", "--help-env", "--nonsense", "-Z", "-c", "-m"] {
+        for option in [
+            "-V",
+            "-VV",
+            "--version",
+            "-h",
+            "--help",
+            "-?",
+            "--help-env",
+            "--nonsense",
+            "-Z",
+            "-c",
+            "-m",
+        ] {
             it.python([option]).is_as_stock();
         }
     });
@@ -231,9 +246,10 @@ fn ways_to_leave() {
 #[test]
 fn death_by_signals() {
     everywhere(|it| {
-        for signal in
-            ["TERM", "KILL", "SEGV", "ABRT", "INT", "HUP", "QUIT", "ALRM", "PIPE", "USR1", "BUS", "FPE", "ILL", "XFSZ"]
-        {
+        for signal in [
+            "TERM", "KILL", "SEGV", "ABRT", "INT", "HUP", "QUIT", "ALRM", "PIPE", "USR1", "BUS",
+            "FPE", "ILL", "XFSZ",
+        ] {
             let code = format!(
                 "import os, signal\nprint('lost')\nos.kill(os.getpid(), signal.SIG{signal})\n\
                  import time\ntime.sleep(0.2)"
@@ -248,13 +264,20 @@ fn death_by_signals() {
 #[test]
 fn death_by_signals_from_outside() {
     everywhere(|it| {
-        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL, Signal::SIGHUP, Signal::SIGUSR2] {
-            it.code("import time; print('up', flush=True); time.sleep(100)").is_as_stock_when(|child| {
-                child.wait_for("up\n");
-                child.signal(signal);
-            });
+        for signal in
+            [Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL, Signal::SIGHUP, Signal::SIGUSR2]
+        {
+            it.code("import time; print('up', flush=True); time.sleep(100)").is_as_stock_when(
+                |child| {
+                    child.wait_for("up\n");
+                    child.signal(signal);
+                },
+            );
         }
-        for handled in ["try:\n  time.sleep(100)\nexcept KeyboardInterrupt:\n  print('caught')", "try:\n  time.sleep(100)\nfinally:\n  print('finally')"] {
+        for handled in [
+            "try:\n  time.sleep(100)\nexcept KeyboardInterrupt:\n  print('caught')",
+            "try:\n  time.sleep(100)\nfinally:\n  print('finally')",
+        ] {
             it.code(&format!("import time; print('up', flush=True)\n{handled}")).is_as_stock_when(
                 |child| {
                     child.wait_for("up\n");
@@ -312,7 +335,8 @@ print('end of script')
 fn nothing_that_can_be_noticed_is_left_out_at_the_end() {
     everywhere(|it| {
         for options in [&[][..], &["--full-exit"]] {
-            let run = it.python(["script.py"]).file("script.py", WAY_OUT).file("script_module.py", "");
+            let run =
+                it.python(["script.py"]).file("script.py", WAY_OUT).file("script_module.py", "");
             run.options(options).is_as_stock().succeeds();
         }
     });
@@ -322,7 +346,9 @@ fn nothing_that_can_be_noticed_is_left_out_at_the_end() {
 fn what_cannot_be_written_is_told_at_the_end() {
     everywhere(|it| {
         it.code("print('x')").shell(r#"exec "$@" >/dev/full"#).is_as_stock();
-        it.code("import sys; sys.stderr.write('x')").shell(r#"exec "$@" 2>/dev/full"#).is_as_stock();
+        it.code("import sys; sys.stderr.write('x')")
+            .shell(r#"exec "$@" 2>/dev/full"#)
+            .is_as_stock();
         let many = "for n in range(100000): print('line', n)";
         let head = r#""$@" | head -1; echo "${PIPESTATUS[0]}""#;
         it.code(many).shell(head).is_as_stock();
@@ -352,7 +378,11 @@ fn imports_after_the_thaw() {
                     asyncio.run(main())\n\
                     print(importlib.import_module('own').value)\n\
                     import json; print(importlib.reload(json).dumps([1]))";
-        it.python(["script.py"]).file("script.py", code).file("own.py", "value = 7").is_as_stock().succeeds();
+        it.python(["script.py"])
+            .file("script.py", code)
+            .file("own.py", "value = 7")
+            .is_as_stock()
+            .succeeds();
     });
 }
 
@@ -360,6 +390,8 @@ fn imports_after_the_thaw() {
 fn an_image_of_nothing() {
     everywhere(|it| {
         showing(it, &["-c", SHOW]).from(Recipe::Nothing).is_as_stock().succeeds();
-        it.code("import json, threading; print(json.dumps([1]))").from(Recipe::Nothing).is_as_stock();
+        it.code("import json, threading; print(json.dumps([1]))")
+            .from(Recipe::Nothing)
+            .is_as_stock();
     });
 }

@@ -11,7 +11,8 @@ const LOOK: &str = "import probe\nwith open('seen', 'w') as file:\n  \
                     print('to output')\nimport sys\nprint('to error', file=sys.stderr)";
 
 const INPUTS: [&str; 6] = ["<in", "<&-", "</dev/null", "< <(cat in)", "<$TTY", "<>in"];
-const OUTPUTS: [&str; 7] = [">out", ">>out", ">&-", ">/dev/null", "> >(cat >piped)", ">$TTY", "<>out"];
+const OUTPUTS: [&str; 7] =
+    [">out", ">>out", ">&-", ">/dev/null", "> >(cat >piped)", ">$TTY", "<>out"];
 const ERRORS: [&str; 7] = ["2>err", "2>>err", "2>&-", "2>/dev/null", "2>&1", "2>$TTY", "2<>err"];
 
 fn look(it: &Context, terminal: &Terminal, redirections: &str) {
@@ -62,7 +63,9 @@ fn appended_files_are_appended_to() {
         let code = "import sys\nprint('one', flush=True)\nopen('log', 'a').write('other\\n')\nprint('two')";
         it.code(code).shell(r#"echo zero >log; "$@" >>log; echo three >>log"#).is_as_stock();
         it.code(code).shell(r#"(echo zero; "$@"; echo three) >log"#).is_as_stock();
-        it.code("import sys; sys.stderr.write('x')").shell(r#"echo >>log; exec "$@" 2>>log"#).is_as_stock();
+        it.code("import sys; sys.stderr.write('x')")
+            .shell(r#"echo >>log; exec "$@" 2>>log"#)
+            .is_as_stock();
     });
 }
 
@@ -82,7 +85,8 @@ fn input_is_read_from_where_the_caller_stopped() {
 fn much_in_and_much_out() {
     everywhere(|it| {
         let bytes: Vec<u8> = (0..5_000_000_u32).map(|number| (number * 7 % 251) as u8).collect();
-        let code = "import sys\nwhile data := sys.stdin.buffer.read1(): sys.stdout.buffer.write(data)";
+        let code =
+            "import sys\nwhile data := sys.stdin.buffer.read1(): sys.stdout.buffer.write(data)";
         let outcome = it.code(code).stdin(bytes.clone()).is_as_stock().succeeds();
         assert!(outcome.out == bytes);
     });
@@ -91,7 +95,8 @@ fn much_in_and_much_out() {
 #[test]
 fn lines_come_in_the_order_of_a_terminal_and_of_a_pipe() {
     everywhere(|it| {
-        let code = "import sys\nfor n in range(3):\n  print('out', n)\n  print('err', n, file=sys.stderr)";
+        let code =
+            "import sys\nfor n in range(3):\n  print('out', n)\n  print('err', n, file=sys.stderr)";
         for options in [&["-c", code][..], &["-u", "-c", code]] {
             it.python(options).shell(r#"exec "$@" 2>&1"#).is_as_stock();
         }
@@ -124,7 +129,8 @@ fn encodings() {
             &[("LC_CTYPE", "C"), ("PYTHONCOERCECLOCALE", "warn")],
         ];
         for setting in settings {
-            let run = it.python(["script.py"]).file("script.py", code.clone()).stdin(b"\xc3\xa9\xff\n");
+            let run =
+                it.python(["script.py"]).file("script.py", code.clone()).stdin(b"\xc3\xa9\xff\n");
             let run = run.env("PYTHONPATH", shared().modules());
             setting.iter().fold(run, |run, (name, value)| run.env(name, value)).is_as_stock();
         }
@@ -163,6 +169,7 @@ fn streams_that_a_library_kept_are_the_new_ones() {
         it.code("import sys; sys.stdout.close(); sys.stderr.close()").is_as_stock();
         it.code("import sys; sys.stdout.detach().write(b'detached')").is_as_stock();
         it.code("import sys; sys.stdout.reconfigure(encoding='latin-1'); print('é')").is_as_stock();
-        it.code("import os; os.dup2(os.open('other', os.O_CREAT | os.O_WRONLY), 1); print('x')").is_as_stock();
+        it.code("import os; os.dup2(os.open('other', os.O_CREAT | os.O_WRONLY), 1); print('x')")
+            .is_as_stock();
     });
 }

@@ -16,6 +16,8 @@ use super::run::{Command, Python};
 use super::seat::Seat;
 use super::shared::shared;
 
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// The place.
 pub(crate) struct Context {
     /// Who is here, with which interpreter.
@@ -80,20 +82,17 @@ impl Context {
 
     /// The environment that every command here has.
     pub(crate) fn environment(&self) -> Vec<(OsString, OsString)> {
-        let tmp = self.folder.join("tmp");
-        let variables: [(&str, &OsStr); 5] = [
-            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".as_ref()),
-            ("HOME", self.home().as_os_str()),
-            ("TMPDIR", tmp.as_os_str()),
-            ("LANG", "C.UTF-8".as_ref()),
-            ("TERM", "xterm".as_ref()),
+        let mut variables: Vec<(OsString, OsString)> = vec![
+            ("PATH".into(), PATH.into()),
+            ("HOME".into(), self.home().into()),
+            ("TMPDIR".into(), self.folder.join("tmp").into()),
+            ("LANG".into(), "C.UTF-8".into()),
+            ("TERM".into(), "xterm".into()),
         ];
-        let criu = std::env::var_os("PRELOADED_CRIU_CRIU");
+        if let Some(criu) = std::env::var_os("PRELOADED_CRIU_CRIU") {
+            variables.push(("PRELOADED_CRIU_CRIU".into(), criu));
+        }
         variables
-            .map(|(name, value)| (name.into(), value.to_owned()))
-            .into_iter()
-            .chain(criu.map(|path| ("PRELOADED_CRIU_CRIU".into(), path)))
-            .collect()
     }
 
     /// `python3` with these arguments, to be run from an image and by itself.

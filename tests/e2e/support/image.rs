@@ -67,7 +67,8 @@ pub(crate) fn image(seat: Seat, recipe: Recipe) -> PathBuf {
         Arc::clone(images.get_or_insert_default().entry(key).or_default())
     };
     let made = cell.get_or_init(|| make(Seat { who: seat.who.maker(), ..seat }, recipe));
-    made.clone().unwrap_or_else(|| panic!("no image of {recipe:?}: the first that needed it says why"))
+    made.clone()
+        .unwrap_or_else(|| panic!("no image of {recipe:?}: the first that needed it says why"))
 }
 
 fn make(seat: Seat, recipe: Recipe) -> Option<PathBuf> {

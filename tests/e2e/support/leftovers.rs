@@ -36,7 +36,7 @@ impl Before {
     }
 
     fn look(&self, folder: &Path) -> Vec<String> {
-        let processes = processes(folder).into_iter().map(|pid| describe(pid));
+        let processes = processes(folder).into_iter().map(describe);
         let mounts = mounts();
         let mounts = mounts.difference(&self.mounts).map(|mount| format!("a mount: {mount}"));
         let files = files();
@@ -66,9 +66,9 @@ fn describe(pid: i32) -> String {
 /// they have a file of it open.
 fn processes(folder: &Path) -> Vec<i32> {
     let own = i32::try_from(std::process::id()).unwrap();
-    let pids = entries(Path::new("/proc")).into_iter().filter_map(|entry| {
-        entry.file_name()?.to_str()?.parse::<i32>().ok()
-    });
+    let pids = entries(Path::new("/proc"))
+        .into_iter()
+        .filter_map(|entry| entry.file_name()?.to_str()?.parse::<i32>().ok());
     pids.filter(|pid| *pid != own && comes_from(*pid, folder)).collect()
 }
 

@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub(crate) use context::Context;
 pub(crate) use image::Recipe;
-pub(crate) use run::{Outcome, Running, without_addresses};
+pub(crate) use run::{Outcome, without_addresses};
 pub(crate) use seat::{Seat, Who};
 pub(crate) use shared::shared;
 pub(crate) use terminal::Terminal;

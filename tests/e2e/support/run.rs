@@ -136,7 +136,8 @@ impl<'a> Command<'a> {
     /// Starts it.
     pub(crate) fn spawn(&self) -> Running {
         let mut command = self.prepare(&[]);
-        let input = if matches!(self.input, Input::Nothing) { Stdio::null() } else { Stdio::piped() };
+        let input =
+            if matches!(self.input, Input::Nothing) { Stdio::null() } else { Stdio::piped() };
         command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let out = Reader::start(child.stdout.take().unwrap());
@@ -157,23 +158,26 @@ impl<'a> Command<'a> {
     }
 }
 
+/// What was read so far, and whether that is all.
+type Text = (Mutex<(Vec<u8>, bool)>, Condvar);
+
 /// A stream that is read as it comes.
 struct Reader {
-    state: Arc<(Mutex<(Vec<u8>, bool)>, Condvar)>,
+    text: Arc<Text>,
 }
 
 impl Reader {
     fn start(mut stream: impl Read + Send + 'static) -> Self {
-        let state = Arc::new((Mutex::new((Vec::new(), false)), Condvar::new()));
-        let reader = Self { state: Arc::clone(&state) };
+        let shared = Arc::new(Text::default());
+        let reader = Self { text: Arc::clone(&shared) };
         thread::spawn(move || {
             let mut buffer = vec![0; 1 << 16];
             loop {
                 let count = stream.read(&mut buffer).unwrap_or(0);
-                let mut text = state.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut text = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
                 text.0.extend(&buffer[..count]);
                 text.1 = count == 0;
-                state.1.notify_all();
+                shared.1.notify_all();
                 if count == 0 {
                     return;
                 }
@@ -184,9 +188,9 @@ impl Reader {
 
     /// Waits until the text is as wanted, or the stream has ended; what there is then.
     fn wait(&self, patience: Duration, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
-        let guard = self.state.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.text.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (guard, _) = self
-            .state
+            .text
             .1
             .wait_timeout_while(guard, patience, |(text, ended)| !*ended && !wanted(text))
             .unwrap_or_else(PoisonError::into_inner);
@@ -232,7 +236,10 @@ impl Running {
             }
             if Instant::now() > deadline {
                 let _ = self.child.kill();
-                let (out, err) = (self.out.wait(Duration::ZERO, |_| true), self.err.wait(Duration::ZERO, |_| true));
+                let (out, err) = (
+                    self.out.wait(Duration::ZERO, |_| true),
+                    self.err.wait(Duration::ZERO, |_| true),
+                );
                 panic!("it hangs; so far: {}\n{}", lossy(&out), lossy(&err));
             }
             thread::sleep(Duration::from_millis(1));
@@ -398,11 +405,6 @@ impl<'a> Python<'a> {
         self.change(|command| command.env(name, value))
     }
 
-    /// See [`Command::without`].
-    pub(crate) fn without(self, name: &str) -> Self {
-        self.change(|command| command.without(name))
-    }
-
     /// See [`Command::through`].
     pub(crate) fn through<I>(self, around: I) -> Self
     where
@@ -444,7 +446,7 @@ impl<'a> Python<'a> {
         let mut command = self.command.clone();
         let image = self.image.clone();
         let image = image.unwrap_or_else(|| command.context.image(self.recipe));
-        command.program = shared().binary().to_owned();
+        shared().binary().clone_into(&mut command.program);
         let ours = [OsString::from("run")].into_iter().chain(self.options.iter().cloned());
         let ours = ours.chain([image.into_os_string()]);
         command.arguments = ours.chain(command.arguments).collect();

@@ -98,6 +98,7 @@ fn built() -> PathBuf {
         .map_or_else(|| env!("CARGO_BIN_EXE_preloaded-criu").into(), PathBuf::from)
 }
 
+#[expect(clippy::zombie_processes, reason = "it outlives this process, that is its purpose")]
 fn reap(root: &Path) -> ChildStdin {
     let mut reaper = Command::new("sh")
         .args(["-c", "trap '' HUP INT TERM; read -r _; rm -rf -- \"$0\""])

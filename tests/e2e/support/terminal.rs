@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, ExitStatus};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -19,7 +21,8 @@ use super::run::{Command, lossy};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The terminal. What the programs in it write is read all the time.
+/// The terminal. What the programs in it write is read all the time. Dropping it hangs it up, as
+/// closing a window does.
 pub(crate) struct Terminal {
     master: Arc<PtyMaster>,
     name: PathBuf,
@@ -35,12 +38,7 @@ impl Terminal {
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let name = PathBuf::from(ptsname_r(&master).unwrap());
-        let terminal = Self {
-            master: Arc::new(master),
-            name,
-            screen: Arc::default(),
-            seen: 0,
-        };
+        let terminal = Self { master: Arc::new(master), name, screen: Arc::default(), seen: 0 };
         terminal.resize(24, 80);
         terminal
     }
@@ -52,7 +50,12 @@ impl Terminal {
 
     /// The programs' side.
     pub(crate) fn side(&self) -> File {
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&self.name).unwrap()
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOCTTY)
+            .open(&self.name)
+            .unwrap()
     }
 
     /// Starts a command as the leader of a session with this terminal.
@@ -70,11 +73,17 @@ impl Terminal {
     }
 
     fn read(&self) {
-        let (master, screen) = (Arc::clone(&self.master), Arc::clone(&self.screen));
+        // The master must close when the test lets go of it, even while the thread waits.
+        let (master, screen) = (Arc::downgrade(&self.master), Arc::clone(&self.screen));
         thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // Reading fails when the last program has closed its side.
-            while let Ok(count @ 1..) = (&*master).read(&mut buffer) {
+            while let Some(master) = master.upgrade() {
+                let mut wanted = [PollFd::new(master.as_fd(), PollFlags::POLLIN)];
+                if poll(&mut wanted, PollTimeout::from(20_u8)) == Ok(0) {
+                    continue;
+                }
+                // Reading fails when the last program has closed its side.
+                let Ok(count @ 1..) = (&*master).read(&mut buffer) else { break };
                 let mut text = screen.0.lock().unwrap_or_else(PoisonError::into_inner);
                 text.extend(&buffer[..count]);
                 screen.1.notify_all();
