@@ -8,6 +8,7 @@ use rust_criu::rust_criu_protobuf::rpc::{
 
 use super::error::{CriuError, Reason};
 use super::log::{self, LOG, Log};
+use super::swrk::DIRECTORY_PATH;
 
 /// The log level that shows what CRIU does, step by step (criu(8), `-v4`).
 const DEBUG: i32 = 4;
@@ -17,7 +18,8 @@ const DEBUG: i32 = 4;
 pub struct Dump<'a> {
     /// The process, by its number where CRIU runs.
     pub pid: i32,
-    /// The directory for CRIU's files, by its absolute name. Nothing else is to be in there.
+    /// The directory for CRIU's files, which CRIU has as a descriptor ([`super::Worker::program`]).
+    /// Nothing else is to be in there.
     pub directory: &'a Path,
 }
 
@@ -26,10 +28,10 @@ impl Dump<'_> {
     #[must_use]
     pub fn request(&self) -> Criu_req {
         let mut options = Criu_opts::new();
-        // By name: a descriptor would have to be looked up in the /proc of CRIU's namespace, where
-        // we are not.
+        // A descriptor of CRIU's own; ours would have to be looked up in the /proc of CRIU's
+        // namespace, where we may not be.
         options.set_images_dir_fd(-1);
-        options.set_images_dir(self.directory.to_string_lossy().into_owned());
+        options.set_images_dir(DIRECTORY_PATH.to_owned());
         options.set_log_file(LOG.to_owned());
         options.set_log_level(DEBUG);
         options.set_pid(self.pid);

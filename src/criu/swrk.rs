@@ -16,7 +16,12 @@ use rust_criu::rust_criu_protobuf::rpc::{Criu_req, Criu_req_type, Criu_resp};
 use crate::sys::spawn::{Privileges, Running, Spawn};
 
 /// The number of the connection's descriptor in CRIU's process.
-const CONNECTION: i32 = 3;
+const CONNECTION: i32 = 200;
+/// The number of the descriptor of the directory for the image, if there is one.
+const DIRECTORY: i32 = 201;
+/// That directory as CRIU finds it. The name of the directory itself will not do: CRIU 4.1 reads
+/// it as a symbolic link and fails if it is none.
+pub(super) const DIRECTORY_PATH: &str = "/proc/self/fd/201";
 /// The longest answer that CRIU gives is an error message of 1 KiB.
 const ANSWER: usize = 64 * 1024;
 
@@ -40,8 +45,8 @@ impl Worker {
         Ok((Self { socket: ours }, theirs))
     }
 
-    /// The program to be started with the other end as its one descriptor. It reads no configuration
-    /// file and keeps what it knows about the kernel in `runtime`.
+    /// The program to be started with two descriptors: the other end, and the directory for the
+    /// image. It reads no configuration file and keeps what it knows about the kernel in `runtime`.
     #[must_use]
     pub fn program(criu: &Path, runtime: Option<&Path>) -> Spawn {
         let mut environment = Vec::new();
@@ -56,7 +61,7 @@ impl Worker {
             program: criu.into(),
             arguments: arguments.into_iter().map(Into::into).collect(),
             environment,
-            descriptors: vec![CONNECTION],
+            descriptors: vec![CONNECTION, DIRECTORY],
             privileges: Privileges::Checkpoint,
         }
     }
@@ -68,7 +73,9 @@ impl Worker {
     /// The kernel's reason why it cannot be executed.
     pub fn start(criu: &Path) -> io::Result<(Self, Running)> {
         let (worker, theirs) = Self::connect()?;
-        let running = Running::start(&Self::program(criu, None), vec![theirs])?;
+        let mut program = Self::program(criu, None);
+        program.descriptors.pop();
+        let running = Running::start(&program, vec![theirs])?;
         Ok((worker, running))
     }
 

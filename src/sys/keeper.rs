@@ -151,7 +151,7 @@ impl Keeper {
             keep(theirs, isolation, sweep);
         };
         drop(theirs);
-        let mut keeper = Self { control: ours, process, ended: Vec::new() };
+        let keeper = Self { control: ours, process, ended: Vec::new() };
         match keeper.receive()? {
             (Report::Ready, _) => Ok(keeper),
             (Report::Refused(step, number), _) => {
@@ -327,8 +327,9 @@ fn keep(control: OwnedFd, isolation: Isolation, sweep: &[PathBuf]) -> ! {
 
 /// Lets go of everything that belongs to the snapshot: its descriptors, its signals, its terminal.
 fn settle(control: OwnedFd) -> io::Result<OwnedFd> {
-    let control = own(fcntl(&control, FcntlArg::F_DUPFD_CLOEXEC(3))?);
-    spawn::close_all_but(control.as_raw_fd())?;
+    let moved = own(fcntl(&control, FcntlArg::F_DUPFD_CLOEXEC(3))?);
+    drop(control);
+    spawn::close_all_but(moved.as_raw_fd())?;
     let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
     // The first free number is 0, so `null` is standard input already.
     let _ = null.into_raw_fd();
@@ -337,7 +338,7 @@ fn settle(control: OwnedFd) -> io::Result<OwnedFd> {
     spawn::default_signals()?;
     SigSet::all().thread_block()?;
     setsid()?;
-    Ok(control)
+    Ok(moved)
 }
 
 /// Makes this process the parent of every descendant whose own parent ends.

@@ -61,11 +61,12 @@ impl Spawn {
         if descriptors.len() != self.descriptors.len() {
             return Err(Errno::EINVAL.into());
         }
+        // While these are open, nothing that is made on the way gets a standard number.
+        let fillers = fill_standard()?;
+        let null = fillers.last().ok_or(Errno::EBADF)?;
         let mut moves = Vec::new();
-        let null: OwnedFd =
-            std::fs::File::options().read(true).write(true).open("/dev/null")?.into();
         for standard in (0..=2).filter(|number| !self.descriptors.contains(number)) {
-            moves.push((clear(&null)?, standard));
+            moves.push((clear(null)?, standard));
         }
         for (descriptor, number) in descriptors.iter().zip(&self.descriptors) {
             moves.push((clear(descriptor)?, *number));
@@ -92,6 +93,15 @@ impl Spawn {
         let child = command.spawn()?;
         Ok(Pid::from_raw(child.id().cast_signed()))
     }
+}
+
+/// Opens `/dev/null` until it gets a number above the standard ones.
+fn fill_standard() -> io::Result<Vec<OwnedFd>> {
+    let mut fillers: Vec<OwnedFd> = Vec::new();
+    while fillers.last().is_none_or(|last| last.as_raw_fd() <= 2) {
+        fillers.push(std::fs::File::options().read(true).write(true).open("/dev/null")?.into());
+    }
+    Ok(fillers)
 }
 
 fn clear(descriptor: &OwnedFd) -> io::Result<OwnedFd> {
