@@ -11,6 +11,7 @@ mod error;
 mod memory;
 pub mod messages;
 mod pages;
+pub mod placement;
 pub mod smaps;
 #[cfg(test)]
 mod testing;
