@@ -1,6 +1,6 @@
 //! From a dump to an image.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,9 +15,9 @@ use crate::image::{
 use crate::native::builder::{Built, Facts, build};
 use crate::native::layout::Piece;
 use crate::native::xsave::XsaveLayout;
-use crate::process::placement::{How, Placement, place};
+use crate::process::placement::{How, Placement, placement};
 use crate::process::smaps::Smaps;
-use crate::process::{FileContent, Memory, OnDisk, PageSource, Process, ProcessError, VmaKind};
+use crate::process::{Memory, OnDisk, Process, ProcessError, VmaKind};
 
 use super::SnapshotError;
 use super::frozen::Frozen;
@@ -41,7 +41,7 @@ pub(super) fn assemble(
     process.adopt(&frozen.resident, frozen.resident_bytes);
     let files = OnDisk::default();
     let memory = Memory::open(&process, &files)?;
-    let placements = place(&memory)?;
+    let placements = placement(&memory, FILL)?;
     let xsave = XsaveLayout::of_this_machine().ok_or(SnapshotError::Xsave)?;
     let facts = Facts {
         thaw: frozen.ready.thaw,
@@ -49,9 +49,7 @@ pub(super) fn assemble(
         own_descriptors: u32::try_from(frozen.orders).into_iter().collect(),
     };
     let built = build(&memory, &placements, &facts, &xsave, writer.position())?;
-    frozen.interrupted()?;
-    write_memory(&built, &memory, &files, &mut writer)?;
-    frozen.interrupted()?;
+    write_memory(&built, &memory, frozen, &mut writer)?;
     let check = check(recipe, frozen, &process)?;
     let manifest = manifest(recipe, frozen, &process, &placements, &check);
     let criu = Archive::from_directory(&frozen.directory)
@@ -67,6 +65,10 @@ pub(super) fn assemble(
     Ok(writer.finish(&contents)?)
 }
 
+/// How many pages may lie between two dumped ones that are mapped in one call: a hole in the image
+/// costs less than a system call in every run.
+const FILL: u64 = 16;
+
 fn unreadable(path: &Path, source: std::io::Error) -> ProcessError {
     ProcessError::Read { path: path.to_owned(), source }
 }
@@ -74,35 +76,23 @@ fn unreadable(path: &Path, source: std::io::Error) -> ProcessError {
 fn write_memory(
     built: &Built,
     memory: &Memory<'_>,
-    files: &dyn FileContent,
+    frozen: &Frozen,
     writer: &mut Writer,
 ) -> Result<(), SnapshotError> {
-    let pages = &memory.process().pages;
-    let dump = File::open(pages.file()).map_err(|cause| unreadable(pages.file(), cause))?;
+    const AT_ONCE: u64 = 1 << 20;
+    let mut buffer = Vec::new();
     for piece in &built.memory {
         match piece {
-            Piece::Dumped(range) => {
-                for run in pages.within(range.clone()) {
-                    let length = run.range.end - run.range.start;
-                    match run.source {
-                        PageSource::Dump(offset) => writer.append_file(&dump, offset, length)?,
-                        PageSource::Adopted(offset) => {
-                            let start = offset as usize;
-                            writer.append(&pages.adopted()[start..start + length as usize])?
-                        }
-                    };
+            Piece::Memory(range) => {
+                for start in range.clone().step_by(AT_ONCE as usize) {
+                    let length = AT_ONCE.min(range.end - start);
+                    buffer.resize(length as usize, 0);
+                    if !memory.read(start, &mut buffer)? {
+                        return Err(SnapshotError::Unreadable { address: start });
+                    }
+                    writer.append(&buffer)?;
                 }
-            }
-            Piece::Zero(length) => {
-                writer.append(&vec![0; *length as usize])?;
-            }
-            Piece::File { path, range } => {
-                let mut bytes = vec![0; (range.end - range.start) as usize];
-                // What lies past the file's end reads as zeros in its last page.
-                files
-                    .read_at(path, range.start, &mut bytes)
-                    .map_err(|source| ProcessError::MappedFile { path: path.clone(), source })?;
-                writer.append(&bytes)?;
+                frozen.interrupted()?;
             }
             Piece::Bytes(bytes) => {
                 writer.append(bytes)?;

@@ -39,6 +39,12 @@ pub enum SnapshotError {
     /// The image cannot be written.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// Memory that has to be in the image, and that the dump does not have.
+    #[error("the dump lacks the memory at {address:#x}")]
+    Unreadable {
+        /// Where.
+        address: u64,
+    },
     /// A processor, or a kernel, from before 2011.
     #[error("this machine has no XSAVE, by which registers are restored")]
     Xsave,
@@ -135,7 +141,7 @@ impl Explain for SnapshotError {
             }
             Self::Refused(refusals) => advice(refusals).to_owned(),
             Self::Interrupted(_) => "nothing was written; start again when it suits you".to_owned(),
-            Self::Report(_) | Self::System { .. } => {
+            Self::Report(_) | Self::System { .. } | Self::Unreadable { .. } => {
                 "`preloaded-criu doctor snapshot` looks at this machine".to_owned()
             }
         }
