@@ -1,9 +1,9 @@
-//! The signal frame by which a frozen thread becomes itself again: rt_sigreturn(2) loads every
+//! The signal frame by which a frozen thread becomes itself again: `rt_sigreturn(2)` loads every
 //! register from it, the signal mask and the signal stack too.
 //!
 //! Facts: `struct rt_sigframe`, `struct sigcontext_64` and `struct _fpx_sw_bytes` of the kernel
 //! (arch/x86/include/asm/sigframe.h, uapi/asm/sigcontext.h, uapi/asm/ucontext.h), and the checks of
-//! arch/x86/kernel/signal_64.c and arch/x86/kernel/fpu/signal.c.
+//! `arch/x86/kernel/signal_64.c` and arch/x86/kernel/fpu/signal.c.
 
 use crate::native::xsave::{IN_LEGACY, LEGACY, XsaveLayout};
 use crate::process::{FloatingPoint, SignalStack, Thread};
@@ -45,7 +45,7 @@ pub fn mask_address(context_address: u64) -> u64 {
 }
 
 /// The bytes of the frame's `ucontext` and, behind it, its floating point state, to be put at
-/// `context_address`: the stack pointer of the thread that calls rt_sigreturn(2).
+/// `context_address`: the stack pointer of the thread that calls `rt_sigreturn(2)`.
 #[must_use]
 pub fn signal_frame(thread: &Thread, xsave: &XsaveLayout, context_address: u64) -> Vec<u8> {
     let floating_address = (context_address + CONTEXT as u64).next_multiple_of(ALIGNMENT);
@@ -238,7 +238,7 @@ mod tests {
         fn every_register_comes_back(values in prop::array::uniform18(any::<u64>()), context in (0_u64..1 << 40).prop_map(|at| at * 8)) {
             let mut thread = thread(None, Vec::new());
             let [r8, r9, r10, r11, r12, r13, r14, r15, di, si, bp, bx, dx, ax, cx, sp, ip, flags] = values;
-            thread.registers = Registers { r8, r9, r10, r11, r12, r13, r14, r15, di, si, bp, bx, dx, ax, cx, sp, ip, flags, ..thread.registers };
+            thread.registers = Registers { r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, ip, flags, sp, ..thread.registers };
             let frame = signal_frame(&thread, &layout(), context);
             prop_assert_eq!(&registers_of(&frame)[..], &values[..17]);
             prop_assert_eq!(word(&frame, 40 + 8 * 17), flags);

@@ -59,7 +59,7 @@ pub struct OpenFile {
 
 /// `FD_CLOEXEC` of fcntl(2).
 const FD_CLOEXEC: u32 = 1;
-/// `TCP_LISTEN` of the kernel's tcp_states.h.
+/// `TCP_LISTEN` of the kernel's `tcp_states.h`.
 const TCP_LISTEN: u32 = 10;
 
 /// What descriptors and mappings refer to by number.

@@ -97,7 +97,7 @@ impl<'a> Memory<'a> {
             match &vma.kind {
                 VmaKind::Anonymous => self.overlay(at, part, true)?,
                 VmaKind::File { path, offset, shared, .. } => {
-                    self.from_file(path, offset + (at - vma.range.start), part)?;
+                    self.read_file(path, offset + (at - vma.range.start), part)?;
                     if !shared {
                         self.overlay(at, part, false)?;
                     }
@@ -115,7 +115,7 @@ impl<'a> Memory<'a> {
         Ok(self.read(address, &mut bytes)?.then(|| u64::from_le_bytes(bytes)))
     }
 
-    fn from_file(&self, path: &Path, offset: u64, buffer: &mut [u8]) -> Result<(), ProcessError> {
+    fn read_file(&self, path: &Path, offset: u64, buffer: &mut [u8]) -> Result<(), ProcessError> {
         match self.files.read_at(path, offset, buffer) {
             Ok(count) => {
                 buffer[count..].fill(0);
@@ -138,7 +138,7 @@ impl<'a> Memory<'a> {
                 &mut buffer[(from - address) as usize..(run.range.end.min(end) - address) as usize];
             let skipped = from - run.range.start;
             match run.source {
-                PageSource::Dump(offset) => self.from_dump(offset + skipped, part)?,
+                PageSource::Dump(offset) => self.read_dump(offset + skipped, part)?,
                 PageSource::Adopted(offset) => {
                     let start = (offset + skipped) as usize;
                     part.copy_from_slice(&self.process.pages.adopted()[start..start + part.len()]);
@@ -148,7 +148,7 @@ impl<'a> Memory<'a> {
         Ok(())
     }
 
-    fn from_dump(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ProcessError> {
+    fn read_dump(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ProcessError> {
         self.dump.read_exact_at(buffer, offset).map_err(|source| ProcessError::Read {
             path: self.process.pages.file().to_owned(),
             source,

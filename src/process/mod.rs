@@ -39,7 +39,7 @@ use messages::mm::{Mm_entry, Vma_entry};
 use messages::pagemap::{Pagemap_entry, Pagemap_head};
 use messages::pstree::Pstree_entry;
 use messages::task::{Core_entry, Task_core_entry, Task_kobj_ids_entry};
-use smaps::Smaps;
+use smaps::{Smaps, VmFlags};
 use vma::status;
 
 /// A frozen process.
@@ -69,6 +69,8 @@ pub struct Process {
     pub adopted: Vec<Range<u64>>,
     /// What else the kernel keeps for it.
     pub state: State,
+    /// [`Process::annotate`] was called, so that [`Vma::special`] is complete.
+    pub annotated: bool,
 }
 
 /// Where the parts of the address space are (prctl(2), `PR_SET_MM`).
@@ -98,7 +100,7 @@ impl MmLayout {
     }
 }
 
-/// What happens on a signal, as the kernel keeps it (rt_sigaction(2)).
+/// What happens on a signal, as the kernel keeps it (`rt_sigaction(2)`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignalAction {
     /// Its number.
@@ -127,11 +129,11 @@ pub struct State {
     pub personality: u32,
     /// Interval timers that are set (setitimer(2)).
     pub interval_timers: usize,
-    /// Timers of timer_create(2).
+    /// Timers of `timer_create(2)`.
     pub posix_timers: usize,
     /// Signals sent to the process and not delivered.
     pub pending: usize,
-    /// Registered asynchronous I/O contexts (io_setup(2)).
+    /// Registered asynchronous I/O contexts (`io_setup(2)`).
     pub aio_rings: usize,
     /// Numbers of the descriptors that hold a file lock.
     pub locks: Vec<i32>,
@@ -141,8 +143,6 @@ pub struct State {
     pub membarrier: u32,
     /// `PR_SET_THP_DISABLE` of prctl(2).
     pub huge_pages_disabled: bool,
-    /// [`Process::annotate`] was called.
-    pub annotated: bool,
 }
 
 impl Process {
@@ -200,6 +200,7 @@ impl Process {
             descriptors,
             adopted: Vec::new(),
             state: state(task, &mm, others, &locks),
+            annotated: false,
         })
     }
 
@@ -208,7 +209,7 @@ impl Process {
         for vma in &mut self.vmas {
             // A stack may have been dumped with a guard page that is not listed.
             let known = if vma.growsdown { vma.range.end - PAGE } else { vma.range.start };
-            vma.special = match (smaps.flags(&(known..vma.range.end)), &vma.kind) {
+            let found = match (smaps.flags(&(known..vma.range.end)), &vma.kind) {
                 (Some(flags), _) => flags,
                 // Lists differ in whether they name it, and nothing is to be known about it.
                 (None, VmaKind::Vsyscall) => continue,
@@ -216,8 +217,9 @@ impl Process {
                     return Err(ProcessError::Smaps(SmapsError::Missing(vma.range.clone())));
                 }
             };
+            vma.special = vma.special | found;
         }
-        self.state.annotated = true;
+        self.annotated = true;
         Ok(())
     }
 
@@ -317,19 +319,24 @@ fn vmas(
 }
 
 fn vma(entry: &Vma_entry, range: Range<u64>, files: &FileTable) -> Result<Vma, Inconsistency> {
-    let flags = entry.flags() as i32;
+    let flags = entry.flags().cast_signed();
     let status = entry.status();
     Ok(Vma {
         prot: entry.prot(),
         kind: vma_kind(entry, files)?,
         growsdown: flags & libc::MAP_GROWSDOWN != 0,
         advice: entry.madv(),
-        special: smaps::VmFlags::default(),
+        special: special(flags),
         heap: status & status::HEAP != 0,
-        locked: flags & libc::MAP_LOCKED != 0,
-        hugetlb: flags & libc::MAP_HUGETLB != 0,
         range,
     })
+}
+
+fn special(flags: i32) -> VmFlags {
+    [(libc::MAP_LOCKED, VmFlags::LOCKED), (libc::MAP_HUGETLB, VmFlags::HUGETLB)]
+        .into_iter()
+        .filter(|(bit, _)| flags & bit != 0)
+        .fold(VmFlags::default(), |all, (_, flag)| all | flag)
 }
 
 fn vma_kind(entry: &Vma_entry, files: &FileTable) -> Result<VmaKind, Inconsistency> {
@@ -348,7 +355,7 @@ fn vma_kind(entry: &Vma_entry, files: &FileTable) -> Result<VmaKind, Inconsisten
                 shared: bits & status::FILE_SHARED != 0,
                 writable: entry
                     .fdflags
-                    .is_none_or(|flags| flags as i32 & libc::O_ACCMODE != libc::O_RDONLY),
+                    .is_none_or(|flags| flags.cast_signed() & libc::O_ACCMODE != libc::O_RDONLY),
                 nameless: memfd || file.deleted,
             },
             None => VmaKind::Other(bits),
@@ -495,6 +502,5 @@ fn state(
         subreaper: task.child_subreaper(),
         membarrier: task.membarrier_registration_mask(),
         huge_pages_disabled: mm.thp_disabled(),
-        annotated: false,
     }
 }

@@ -147,8 +147,8 @@ impl Dump {
         vma.set_end(start + pages * PAGE);
         vma.set_pgoff(0);
         vma.set_shmid(0);
-        vma.set_prot(prot as u32);
-        vma.set_flags(libc::MAP_PRIVATE as u32);
+        vma.set_prot(prot.cast_unsigned());
+        vma.set_flags(libc::MAP_PRIVATE.cast_unsigned());
         vma.set_status(1 | kind);
         vma.set_fd(-1);
         self.mm.vmas.push(vma);

@@ -6,7 +6,7 @@ use super::error::Inconsistency;
 use super::messages::registers::{
     Thread_info_x86, User_x86_fpregs_entry, User_x86_regs_entry, User_x86_xsave_entry,
 };
-use super::messages::task::{Core_entry, Thread_core_entry};
+use super::messages::task::{Core_entry, Task_core_entry, Thread_core_entry};
 
 /// A frozen thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,9 +19,9 @@ pub struct Thread {
     pub registers: Registers,
     /// Floating point and vector registers.
     pub floating: FloatingPoint,
-    /// Where the C library keeps the thread's number (set_tid_address(2)).
+    /// Where the C library keeps the thread's number (`set_tid_address(2)`).
     pub clear_tid: u64,
-    /// Head of the robust futex list and its length (set_robust_list(2)).
+    /// Head of the robust futex list and its length (`set_robust_list(2)`).
     pub robust: Option<(u64, u32)>,
     /// The registered area of rseq(2).
     pub rseq: Option<Rseq>,
@@ -39,7 +39,7 @@ pub struct Thread {
     pub compat: bool,
     /// It has a shadow stack that is on.
     pub shadow_stack: bool,
-    /// It uses segments of set_thread_area(2).
+    /// It uses segments of `set_thread_area(2)`.
     pub segments: bool,
 }
 
@@ -149,7 +149,7 @@ impl Thread {
         // The process-wide part is only there for the main thread, and older dumps have its mask
         // only there.
         let task = core.tc.as_ref();
-        let mask = state.blk_sigset.or_else(|| task.map(|task| task.blk_sigset()));
+        let mask = state.blk_sigset.or_else(|| task.map(Task_core_entry::blk_sigset));
         let comm = state.comm.clone().or_else(|| task.map(|task| task.comm().to_vec()));
         let seccomp =
             state.seccomp_mode.or_else(|| task.and_then(|task| task.old_seccomp_mode)).unwrap_or(0);

@@ -18,15 +18,11 @@ pub struct Vma {
     pub growsdown: bool,
     /// Bit N for advice N of madvise(2), as far as CRIU notes advice.
     pub advice: u64,
-    /// What only `/proc/PID/smaps` tells; empty until
+    /// What is special about it. CRIU tells of locked memory and huge pages; the rest comes with
     /// [`Process::annotate`](super::Process::annotate).
     pub special: VmFlags,
     /// The kernel's `[heap]` lies in it.
     pub heap: bool,
-    /// `MAP_LOCKED` or mlock(2).
-    pub locked: bool,
-    /// `MAP_HUGETLB`.
-    pub hugetlb: bool,
 }
 
 /// What is mapped.
@@ -44,7 +40,7 @@ pub enum VmaKind {
         shared: bool,
         /// Opened so that a shared mapping may be written to, now or after an mprotect(2).
         writable: bool,
-        /// The file has no name any more, or never had one (memfd_create(2)).
+        /// The file has no name any more, or never had one (`memfd_create(2)`).
         nameless: bool,
     },
     /// Shared memory without a file, by CRIU's number for it.

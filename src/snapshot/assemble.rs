@@ -1,0 +1,262 @@
+//! From a dump to an image.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use std::ffi::OsStr;
+
+use nix::sys::utsname::uname;
+
+use crate::image::{
+    Archive, Check, Contents, FileStamp, Host, Machine, Manifest, Memory as MemoryFigures, Module,
+    PageRun, Python, Writer,
+};
+use crate::native::builder::{Built, Facts, build};
+use crate::native::layout::Piece;
+use crate::native::xsave::XsaveLayout;
+use crate::process::placement::{How, Placement, placement};
+use crate::process::smaps::Smaps;
+use crate::process::{Memory, OnDisk, Process, ProcessError, VmaKind};
+
+use super::SnapshotError;
+use super::frozen::Frozen;
+use super::recipe::Recipe;
+use crate::image;
+use crate::sys::keeper::Isolation;
+
+/// Writes the image of a dump; returns its length in bytes.
+///
+/// # Errors
+///
+/// What of the process cannot be frozen, or why the image cannot be written.
+pub(super) fn assemble(
+    recipe: &Recipe,
+    frozen: &Frozen,
+    mut writer: Writer,
+) -> Result<u64, SnapshotError> {
+    let mut process = Process::load(&frozen.directory)?;
+    let smaps = Smaps::parse(frozen.smaps.as_bytes()).map_err(ProcessError::Smaps)?;
+    process.annotate(&smaps)?;
+    process.adopt(&frozen.resident, frozen.resident_bytes);
+    let files = OnDisk::default();
+    let memory = Memory::open(&process, &files)?;
+    let placements = placement(&memory, FILL)?;
+    let xsave = XsaveLayout::of_this_machine().ok_or(SnapshotError::Xsave)?;
+    let facts = Facts {
+        thaw: frozen.ready.thaw,
+        default_sigint: true,
+        own_descriptors: u32::try_from(frozen.orders).into_iter().collect(),
+    };
+    let built = build(&memory, &placements, &facts, &xsave, writer.position())?;
+    write_memory(&built, &memory, frozen, &mut writer)?;
+    let check = check(recipe, frozen, &process)?;
+    let manifest = manifest(recipe, frozen, &process, &placements, &check);
+    let criu = Archive::from_directory(&frozen.directory)
+        .map_err(|cause| unreadable(&frozen.directory, cause))?;
+    let contents = Contents {
+        check: &check,
+        plan: &built.plan,
+        manifest: &manifest,
+        criu: &criu,
+        pages: &page_index(&process, &built),
+    };
+    frozen.interrupted()?;
+    Ok(writer.finish(&contents)?)
+}
+
+/// How many pages may lie between two dumped ones that are mapped in one call: a hole in the image
+/// costs less than a system call in every run.
+const FILL: u64 = 16;
+
+fn unreadable(path: &Path, source: std::io::Error) -> ProcessError {
+    ProcessError::Read { path: path.to_owned(), source }
+}
+
+fn write_memory(
+    built: &Built,
+    memory: &Memory<'_>,
+    frozen: &Frozen,
+    writer: &mut Writer,
+) -> Result<(), SnapshotError> {
+    const AT_ONCE: u64 = 1 << 20;
+    let mut buffer = Vec::new();
+    for piece in &built.memory {
+        match piece {
+            Piece::Memory(range) => {
+                for start in range.clone().step_by(AT_ONCE as usize) {
+                    let length = AT_ONCE.min(range.end - start);
+                    buffer.resize(length as usize, 0);
+                    if !memory.read(start, &mut buffer)? {
+                        return Err(SnapshotError::Unreadable { address: start });
+                    }
+                    writer.append(&buffer)?;
+                }
+                frozen.interrupted()?;
+            }
+            Piece::Bytes(bytes) => {
+                writer.append(bytes)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where CRIU's own pages went, for `export`.
+fn page_index(process: &Process, built: &Built) -> Vec<PageRun> {
+    let mut index = Vec::new();
+    for (address, length, offset) in &built.pages {
+        for run in process.pages.within(*address..address + length) {
+            index.push(PageRun {
+                pages_id: 1,
+                address: run.range.start,
+                length: run.range.end - run.range.start,
+                offset: offset + (run.range.start - address),
+            });
+        }
+    }
+    index.sort_unstable_by_key(|run| run.address);
+    index
+}
+
+/// Everything that has to be as it is now.
+fn check(recipe: &Recipe, frozen: &Frozen, process: &Process) -> Result<Check, SnapshotError> {
+    let mut paths: Vec<PathBuf> = process
+        .vmas
+        .iter()
+        .filter_map(|vma| match &vma.kind {
+            VmaKind::File { path, .. } => Some(path.clone()),
+            _ => None,
+        })
+        .collect();
+    paths.push(process.exe.clone());
+    paths.sort_unstable();
+    paths.dedup();
+    let files = paths
+        .iter()
+        .map(|path| FileStamp::of(path).map_err(|cause| unreadable(path, cause)))
+        .collect::<Result<_, _>>()?;
+    Ok(Check {
+        interpreter: frozen.interpreter.path.clone(),
+        argv0: recipe.python.as_ref().map_or_else(|| "python3".into(), |path| path.into()),
+        libc: libc_version(process),
+        kernel: kernel_release(),
+        machine: Machine::here(),
+        files,
+    })
+}
+
+fn kernel_release() -> String {
+    uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The C library's file, whose path names it: the version proper is nowhere to be had without it.
+fn libc_version(process: &Process) -> String {
+    process
+        .vmas
+        .iter()
+        .find_map(|vma| match &vma.kind {
+            VmaKind::File { path, .. } if is_libc(path) => Some(path.display().to_string()),
+            _ => None,
+        })
+        .unwrap_or_default()
+}
+
+fn is_libc(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| {
+        let name = name.as_encoded_bytes();
+        name.starts_with(b"libc.so") || name.starts_with(b"libc-2")
+    })
+}
+
+fn manifest(
+    recipe: &Recipe,
+    frozen: &Frozen,
+    process: &Process,
+    placements: &[Placement],
+    check: &Check,
+) -> Manifest {
+    let ready = &frozen.ready;
+    let lossy = |text: &OsStr| text.to_string_lossy().into_owned();
+    let seconds = |name: &str| {
+        frozen.imported.iter().find(|(module, _)| module == name).map(|(_, seconds)| *seconds)
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Manifest {
+        made_by: env!("CARGO_PKG_VERSION").into(),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        python: Python {
+            version: ready.python.version.clone(),
+            implementation: ready.python.implementation.clone(),
+            executable: ready.python.executable.clone(),
+            interpreter: process.exe.display().to_string(),
+            prefix: ready.python.prefix.clone(),
+            base_prefix: ready.python.base_prefix.clone(),
+            flags: recipe.flags.iter().map(|flag| lossy(flag)).collect(),
+        },
+        recipe: image::Recipe {
+            name: recipe.name.clone(),
+            imports: recipe.imports.clone(),
+            exec: recipe.exec.iter().map(|path| lossy(path.as_os_str())).collect(),
+            environment: recipe.environment.iter().map(|(name, _)| lossy(name)).collect(),
+        },
+        modules: ready
+            .versions
+            .iter()
+            .map(|(name, version)| Module {
+                name: name.clone(),
+                version: Some(version.clone()),
+                seconds: seconds(name),
+            })
+            .collect(),
+        host: Host {
+            name: uname()
+                .map(|name| name.nodename().to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            system: system_name(),
+            kernel: check.kernel.clone(),
+            libc: check.libc.clone(),
+            vdso: format!("{:016x}", check.machine.vdso),
+            cpu: cpu_name(),
+            cpu_features: check.machine.cpu.features().into_iter().map(str::to_owned).collect(),
+            isolation: match frozen.isolation {
+                Isolation::Host => "host".into(),
+                Isolation::UserNamespace => "userns".into(),
+            },
+        },
+        criu: frozen.criu.version.to_string(),
+        threads: process.threads.iter().map(|thread| text(&thread.comm)).collect(),
+        memory: figures(process, placements),
+    }
+}
+
+fn figures(process: &Process, placements: &[Placement]) -> MemoryFigures {
+    let sum = |how: How| {
+        placements
+            .iter()
+            .filter(|placement| placement.how == how)
+            .map(|placement| placement.range.end - placement.range.start)
+            .sum()
+    };
+    let files: u64 = process
+        .vmas
+        .iter()
+        .filter(|vma| matches!(vma.kind, VmaKind::File { .. }))
+        .map(|vma| vma.range.end - vma.range.start)
+        .sum();
+    MemoryFigures { mapped: sum(How::Map), copied: sum(How::Copy), zero: sum(How::Zero), files }
+}
+
+/// `PRETTY_NAME` of os-release(5).
+fn system_name() -> String {
+    field("/etc/os-release", "PRETTY_NAME=").trim_matches('"').to_owned()
+}
+
+fn cpu_name() -> String {
+    field("/proc/cpuinfo", "model name").trim_start_matches([' ', '\t', ':']).to_owned()
+}
+
+fn field(path: &str, name: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned()
+}
