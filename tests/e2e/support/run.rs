@@ -313,19 +313,26 @@ impl Outcome {
     }
 }
 
-impl fmt::Debug for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shorten = |bytes: &[u8]| match bytes.get(..8000) {
+impl Outcome {
+    /// All of it in words, with so many bytes of each stream.
+    fn report(&self, most: usize) -> String {
+        let shorten = |bytes: &[u8]| match bytes.get(..most) {
             Some(start) => format!("{} … ({} bytes)", lossy(start), bytes.len()),
             None => lossy(bytes),
         };
-        writeln!(f, "{} ({:#x})", self.status, self.status.into_raw())?;
-        writeln!(f, "--- standard output\n{}", shorten(&self.out))?;
-        writeln!(f, "--- standard error\n{}", shorten(&self.err))?;
-        for (name, content) in &self.files {
-            writeln!(f, "--- {name}\n{}", shorten(content))?;
+        let mut text = format!("{} ({:#x})\n", self.status, self.status.into_raw());
+        let streams = [("standard output", &self.out), ("standard error", &self.err)];
+        let files = self.files.iter().map(|(name, content)| (name.as_str(), content));
+        for (name, content) in streams.into_iter().chain(files) {
+            text = format!("{text}--- {name}\n{}\n", shorten(content));
         }
-        Ok(())
+        text
+    }
+}
+
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.report(8000))
     }
 }
 
@@ -495,8 +502,8 @@ impl<'a> Python<'a> {
         };
         assert!(
             seen(&stock) == seen(&thawed),
-            "{:?}\n=== python3 itself: {stock:?}\n=== from an image: {thawed:?}\n=== first difference: {}",
-            self.command.arguments,
+            "{:?}, by itself and from an image:\n{}",
+            self.command.words(),
             difference(&stock, &thawed),
         );
         thawed
@@ -529,10 +536,22 @@ impl<'a> Python<'a> {
     }
 }
 
+/// The lines that differ, from shortly before the place where they do; all lines where there are not
+/// as many of them.
 fn difference(stock: &Outcome, thawed: &Outcome) -> String {
-    let (one, other) = (format!("{stock:?}"), format!("{thawed:?}"));
-    let lines = one.lines().zip(other.lines()).find(|(one, other)| one != other);
-    lines.map_or_else(|| "at the end".into(), |(one, other)| format!("{one:?} became {other:?}"))
+    let (one, other) = (stock.report(usize::MAX), thawed.report(usize::MAX));
+    if one.lines().count() != other.lines().count() {
+        return format!("{stock:?}\n=== from an image\n{thawed:?}");
+    }
+    let pairs = one.lines().zip(other.lines()).filter(|(one, other)| one != other);
+    let cut = |(one, other): (&str, &str)| {
+        let same = one.chars().zip(other.chars()).take_while(|(one, other)| one == other).count();
+        let part = |line: &str| -> String {
+            line.chars().skip(same.saturating_sub(60)).take(400).collect()
+        };
+        format!("- {}\n+ {}\n", part(one), part(other))
+    };
+    pairs.map(cut).collect::<Vec<_>>().concat()
 }
 
 fn contains(bytes: &[u8], text: &str) -> bool {
