@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use restore_plan::{
-    ADVISE, Advice, Copy, Descriptor, Header, Landing, Layout, MAGIC, Mapping, PAGE, PROTECT, Range,
-    SOURCE_ANONYMOUS, SOURCE_FILE, SOURCE_IMAGE, Signal, Source, Special, Table, Thread,
+    ADVISE, Advice, Copy, Descriptor, Header, Landing, Layout, MAGIC, Mapping, PAGE, PROTECT,
+    Range, SOURCE_ANONYMOUS, SOURCE_FILE, SOURCE_IMAGE, Signal, Source, Special, Table, Thread,
 };
 
 /// One past the highest address of a process (arch/x86/include/asm/page_64_types.h, four-level
@@ -40,7 +40,8 @@ const ADVICE: [u32; 13] = [0, 1, 2, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19];
 
 /// Flags of open(2) with which nothing is written or made: `O_RDONLY`, `O_NOCTTY`, `O_NONBLOCK`,
 /// `O_LARGEFILE`, `O_DIRECTORY`, `O_NOFOLLOW`, `O_NOATIME`, `O_CLOEXEC`.
-const OPEN_HARMLESS: u64 = 0o400 | 0o4000 | 0o10_0000 | 0o20_0000 | 0o40_0000 | 0o100_0000 | 0o200_0000;
+const OPEN_HARMLESS: u64 =
+    0o400 | 0o4000 | 0o10_0000 | 0o20_0000 | 0o40_0000 | 0o100_0000 | 0o200_0000;
 /// The highest number that a descriptor can have (fs.nr_open's usual value).
 const MOST_DESCRIPTORS: u64 = 1 << 20;
 
@@ -641,7 +642,7 @@ records! {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -735,6 +736,11 @@ mod tests {
             ..draft.header
         };
         encoder.finish(header)
+    }
+
+    /// A plan for an image with nineteen pages of memory.
+    pub(crate) fn sample() -> Vec<u8> {
+        encode(&draft())
     }
 
     fn check(bytes: &[u8]) -> Result<PlanView<'_>, PlanFault> {
