@@ -1,6 +1,6 @@
 //! `export`: an image as the directory that it was made from.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -26,13 +26,13 @@ pub(super) fn export(arguments: &args::Export) -> Result<i32, Failure> {
         }
         let mut outputs: BTreeMap<u32, File> = BTreeMap::new();
         for run in &pages {
-            if !outputs.contains_key(&run.pages_id) {
-                let file = target.create(&format!("pages-{}.img", run.pages_id))?;
-                outputs.insert(run.pages_id, file);
-            }
-            if let Some(output) = outputs.get_mut(&run.pages_id) {
-                copy(image.file(), run.offset, run.length, output)?;
-            }
+            let output = match outputs.entry(run.pages_id) {
+                Entry::Occupied(file) => file.into_mut(),
+                Entry::Vacant(place) => {
+                    place.insert(target.create(&format!("pages-{}.img", run.pages_id))?)
+                }
+            };
+            copy(image.file(), run.offset, run.length, output)?;
         }
         Ok(())
     });

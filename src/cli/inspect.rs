@@ -401,7 +401,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("snap.img");
         let mut writer = Writer::create(&path, false).unwrap();
-        writer.append(&[1; 19 * 4096]).unwrap();
+        writer.append(&vec![1; 19 * 4096]).unwrap();
         let machine = Machine::here();
         let check = Check { interpreter: "/bin/sh".into(), machine, ..Check::default() };
         let manifest = manifest();

@@ -6,6 +6,7 @@ mod entry;
 mod explain;
 pub mod handover;
 pub mod inherited;
+pub mod probe;
 mod startup;
 mod vdso;
 
