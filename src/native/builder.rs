@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use restore_plan::{
-    ADVISE, Advice, Copy, Descriptor, Header, Landing, Layout, MAGIC, Mapping, PAGE, PROTECT, Range, Signal,
-    Source, Special, Table, Thread,
+    ADVISE, Advice, Copy, Descriptor, Header, Landing, Layout, MAGIC, Mapping, PAGE, PROTECT,
+    Range, Signal, Source, Special, Table, Thread,
 };
 
 use super::NativeError;
@@ -15,8 +15,9 @@ use super::frame::{frame_size, mask_address, signal_frame};
 use super::layout::{Content, Piece, holes, segments};
 use super::xsave::XsaveLayout;
 use crate::process::placement::Placement;
+use crate::process::smaps::VmFlags;
 use crate::process::{
-    DescriptorKind, Memory, OpenFile, Process, Thread as FrozenThread, VmFlags, Vma, VmaKind,
+    DescriptorKind, Memory, OpenFile, Process, Thread as FrozenThread, Vma, VmaKind,
 };
 
 const PROT_WRITE: u32 = 2;
@@ -318,11 +319,7 @@ impl Builder {
         Ok(records)
     }
 
-    fn finish(
-        self,
-        mut header: Header,
-        tables: &Tables,
-    ) -> Result<Built, NativeError> {
+    fn finish(self, mut header: Header, tables: &Tables) -> Result<Built, NativeError> {
         let mut encoder = Encoder::with_room_for::<Header>();
         let mut names = self.names;
         let mut sources = Vec::new();
@@ -429,9 +426,7 @@ fn layout(process: &Process, specials: &[Special]) -> Layout {
     const AT_BASE: u64 = 7;
     const AT_ENTRY: u64 = 9;
     let mm = &process.layout;
-    let auxiliary = |key| {
-        mm.auxv.chunks_exact(2).find(|entry| entry[0] == key).map_or(0, |entry| entry[1])
-    };
+    let auxiliary = |key| mm.aux(key).unwrap_or(0);
     Layout {
         start_code: mm.start_code,
         end_code: mm.end_code,

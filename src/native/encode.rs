@@ -2,7 +2,8 @@
 //! this machine's byte order.
 
 use restore_plan::{
-    Advice, Copy, Descriptor, Header, Landing, Layout, Mapping, Range, Signal, Source, Special, Table, Thread,
+    Advice, Copy, Descriptor, Header, Landing, Layout, Mapping, Range, Signal, Source, Special,
+    Table, Thread,
 };
 
 /// A record as bytes.

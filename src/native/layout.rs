@@ -134,8 +134,7 @@ impl Builder<'_> {
             copies.push(run);
             return;
         }
-        self.segments
-            .push(Segment { range: run.clone(), content: Content::Anonymous(vec![run]) });
+        self.segments.push(Segment { range: run.clone(), content: Content::Anonymous(vec![run]) });
     }
 
     /// What was not dumped is what the mapping had from the start.

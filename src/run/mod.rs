@@ -60,11 +60,8 @@ pub fn run(request: Request) -> Result<Infallible, RunError> {
     let view = view::PlanView::new(image.plan(), image.length(), image.memory())
         .map_err(|why| RunError::Plan { path: request.image.clone(), why })?;
     image.compare()?;
-    let least_descriptor = view
-        .descriptors()
-        .filter_map(|one| i32::try_from(one.number + 1).ok())
-        .max()
-        .unwrap_or(0);
+    let least_descriptor =
+        view.descriptors().filter_map(|one| i32::try_from(one.number + 1).ok()).max().unwrap_or(0);
     let plan = image.section(SectionKind::Plan);
     let check = image.check();
     let mut arguments = Vec::with_capacity(request.arguments.len() + 1);

@@ -2,6 +2,8 @@
 //!
 //! Only the types that the command line fills in are here as yet.
 
+pub mod assemble;
+
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -108,6 +110,18 @@ pub enum SnapshotError {
     /// Nothing makes images yet.
     #[error("this build cannot make images")]
     Absent,
+    /// x
+    #[error("xsave")]
+    Xsave,
+    /// x
+    #[error(transparent)]
+    Process(#[from] crate::process::ProcessError),
+    /// x
+    #[error(transparent)]
+    Native(#[from] crate::native::NativeError),
+    /// x
+    #[error(transparent)]
+    Image(#[from] crate::image::ImageError),
 }
 
 impl Explain for SnapshotError {

@@ -1,0 +1,168 @@
+//! Open descriptors.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use super::directory::{Directory, FILES, REMAP_FPATH};
+use super::error::{Inconsistency, ProcessError};
+use super::messages::files::{
+    Fd_types, Fdinfo_entry, File_entry, Inet_sk_entry, Reg_file_entry, Remap_file_path_entry,
+};
+
+/// An open descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Its number.
+    pub number: u32,
+    /// Closed by exec.
+    pub close_on_exec: bool,
+    /// What it refers to.
+    pub kind: DescriptorKind,
+}
+
+/// What a descriptor refers to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DescriptorKind {
+    /// Something with a path: a file, a directory, a device of memory's like `/dev/null`.
+    File(OpenFile),
+    /// One end of a pipe.
+    Pipe,
+    /// An IP socket, with its local port (0 for none) and whether it listens.
+    InternetSocket {
+        /// Local port.
+        port: u32,
+        /// Waits for connections.
+        listening: bool,
+    },
+    /// A unix socket.
+    UnixSocket,
+    /// Anything else, in words.
+    Other(&'static str),
+}
+
+/// An open file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// `O_` flags.
+    pub flags: u32,
+    /// Current offset.
+    pub position: u64,
+    /// `st_mode`, where CRIU noted it.
+    pub mode: Option<u32>,
+    /// It has no name any more.
+    pub deleted: bool,
+}
+
+/// `FD_CLOEXEC` of fcntl(2).
+const FD_CLOEXEC: u32 = 1;
+/// `TCP_LISTEN` of the kernel's `tcp_states.h`.
+const TCP_LISTEN: u32 = 10;
+
+/// What descriptors and mappings refer to by number.
+pub(crate) struct FileTable {
+    files: HashMap<u32, File_entry>,
+    nameless: HashSet<u32>,
+}
+
+impl FileTable {
+    pub(crate) fn load(directory: Directory<'_>) -> Result<Self, ProcessError> {
+        let files = directory.any::<File_entry>("files.img", FILES)?;
+        let nameless = directory.any::<Remap_file_path_entry>("remap-fpath.img", REMAP_FPATH)?;
+        Ok(Self {
+            files: files.into_iter().map(|file| (file.id(), file)).collect(),
+            nameless: nameless.iter().map(Remap_file_path_entry::orig_id).collect(),
+        })
+    }
+
+    /// The file with a path that has this number, if it is one.
+    pub(crate) fn regular(&self, id: u32) -> Result<Option<OpenFile>, Inconsistency> {
+        let file = self.files.get(&id).ok_or(Inconsistency::UnknownFile(id))?;
+        Ok(file.reg.as_ref().map(|file| self.open_file(file)))
+    }
+
+    pub(crate) fn descriptor(&self, info: &Fdinfo_entry) -> Result<Descriptor, Inconsistency> {
+        let file = self.files.get(&info.id()).ok_or(Inconsistency::UnknownFile(info.id()))?;
+        let kind = match info.type_.map(|kind| kind.enum_value()) {
+            Some(Ok(Fd_types::REG)) => match file.reg.as_ref() {
+                Some(file) => DescriptorKind::File(self.open_file(file)),
+                None => return Err(Inconsistency::Missing("the path of an open file")),
+            },
+            Some(Ok(Fd_types::INETSK)) => internet_socket(file.isk.as_ref()),
+            Some(Ok(kind)) => in_words(kind),
+            _ => DescriptorKind::Other("an object of an unknown kind"),
+        };
+        let close_on_exec = info.flags() & FD_CLOEXEC != 0;
+        Ok(Descriptor { number: info.fd(), close_on_exec, kind })
+    }
+
+    fn open_file(&self, file: &Reg_file_entry) -> OpenFile {
+        OpenFile {
+            path: absolute(file.name()),
+            flags: file.flags(),
+            position: file.pos(),
+            mode: file.mode,
+            deleted: self.nameless.contains(&file.id()),
+        }
+    }
+}
+
+/// CRIU leaves the first slash out where it dumps from another mount namespace.
+fn absolute(name: &[u8]) -> PathBuf {
+    let name = name.strip_prefix(b".").filter(|rest| rest.starts_with(b"/")).unwrap_or(name);
+    let mut path = if name.starts_with(b"/") { Vec::new() } else { b"/".to_vec() };
+    path.extend_from_slice(name);
+    PathBuf::from(OsString::from_vec(path))
+}
+
+fn internet_socket(socket: Option<&Inet_sk_entry>) -> DescriptorKind {
+    DescriptorKind::InternetSocket {
+        port: socket.map_or(0, Inet_sk_entry::src_port),
+        listening: socket.is_some_and(|socket| socket.state() == TCP_LISTEN),
+    }
+}
+
+fn in_words(kind: Fd_types) -> DescriptorKind {
+    match kind {
+        Fd_types::PIPE => DescriptorKind::Pipe,
+        Fd_types::UNIXSK => DescriptorKind::UnixSocket,
+        Fd_types::FIFO => DescriptorKind::Other("a named pipe"),
+        Fd_types::EVENTFD => DescriptorKind::Other("an eventfd"),
+        Fd_types::EVENTPOLL => DescriptorKind::Other("an epoll set"),
+        Fd_types::INOTIFY => DescriptorKind::Other("an inotify watch"),
+        Fd_types::FANOTIFY => DescriptorKind::Other("a fanotify watch"),
+        Fd_types::SIGNALFD => DescriptorKind::Other("a signalfd"),
+        Fd_types::TIMERFD => DescriptorKind::Other("a timerfd"),
+        Fd_types::PIDFD => DescriptorKind::Other("a pidfd"),
+        Fd_types::MEMFD => DescriptorKind::Other("a memfd"),
+        Fd_types::PACKETSK => DescriptorKind::Other("a packet socket"),
+        Fd_types::NETLINKSK => DescriptorKind::Other("a netlink socket"),
+        Fd_types::TTY => DescriptorKind::Other("a terminal"),
+        Fd_types::NS => DescriptorKind::Other("a namespace"),
+        Fd_types::TUNF => DescriptorKind::Other("a network tunnel"),
+        Fd_types::BPFMAP => DescriptorKind::Other("a BPF map"),
+        Fd_types::EXT => DescriptorKind::Other("an external file"),
+        Fd_types::REG | Fd_types::INETSK | Fd_types::UND => {
+            DescriptorKind::Other("an object of an unknown kind")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::absolute;
+
+    #[test]
+    fn paths_are_absolute_however_they_were_written() {
+        for name in ["/lib/libc.so", "lib/libc.so", "./lib/libc.so"] {
+            assert_eq!(absolute(name.as_bytes()), Path::new("/lib/libc.so"));
+        }
+        assert_eq!(absolute(b".hidden"), Path::new("/.hidden"));
+        assert_eq!(absolute(b"/"), Path::new("/"));
+    }
+}
