@@ -505,28 +505,35 @@ fn end_all() {
 mod tests {
     use std::io::{self, Read};
     use std::os::fd::AsFd;
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
     use std::process::{Command, Output};
     use std::time::{Duration, Instant};
 
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
+    use tempfile::TempDir;
 
     use super::{Isolation, Keeper, KeeperError};
     use crate::sys::spawn::{ALONE, Privileges, Spawn};
 
-    /// Runs a test again, alone in its process, which finds the directory's name where
-    /// [`directory`] looks; `None` where this is that process.
-    fn alone(test: &str, directory: &Path) -> Option<Output> {
+    /// Runs a test again, alone in its process and with a directory that [`directory`] names; `None`
+    /// where this is that process.
+    fn alone(test: &str) -> Option<(Output, TempDir)> {
         if std::env::var_os(ALONE).is_some() {
             return None;
         }
+        let directory = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir_all(directory.path().join(SWEPT)).expect("a folder");
         let program = std::env::current_exe().expect("this test has a program");
         let name = format!("sys::keeper::tests::{test}");
         let mut command = Command::new(program);
         command.args(["--exact", &name, "--test-threads=1", "--nocapture"]);
-        Some(command.env(ALONE, directory).output().expect("it runs"))
+        let output = command.env(ALONE, directory.path()).output().expect("it runs");
+        Some((output, directory))
     }
+
+    /// A folder in that directory, which the keeper is to remove.
+    const SWEPT: &str = "swept/deep";
 
     fn directory() -> PathBuf {
         std::env::var_os(ALONE).map(PathBuf::from).expect("set by `alone`")
@@ -583,8 +590,7 @@ mod tests {
 
     #[test]
     fn programs_are_started_and_their_ends_reported() {
-        let folder = tempfile::tempdir().expect("a folder");
-        if let Some(output) = alone("programs_are_started_and_their_ends_reported", folder.path()) {
+        if let Some((output, _)) = alone("programs_are_started_and_their_ends_reported") {
             return passed(&output);
         }
         let mut keeper = Keeper::start(Isolation::Host, &[]).expect("a keeper");
@@ -606,12 +612,10 @@ mod tests {
 
     #[test]
     fn nothing_outlives_the_keeper() {
-        let folder = tempfile::tempdir().expect("a folder");
-        if let Some(output) = alone("nothing_outlives_the_keeper", folder.path()) {
+        if let Some((output, _)) = alone("nothing_outlives_the_keeper") {
             return passed(&output);
         }
-        let swept = directory().join("swept");
-        std::fs::create_dir_all(swept.join("deep")).expect("a folder");
+        let swept = directory().join(SWEPT);
         let mut keeper =
             Keeper::start(Isolation::Host, std::slice::from_ref(&swept)).expect("a keeper");
         let family = start_family(&mut keeper);
@@ -623,11 +627,8 @@ mod tests {
 
     #[test]
     fn nothing_outlives_a_snapshot_that_is_killed() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let swept = folder.path().join("swept");
-        std::fs::create_dir_all(&swept).expect("a folder");
-        let output = alone("nothing_outlives_a_snapshot_that_is_killed", folder.path());
-        if let Some(output) = output {
+        if let Some((output, directory)) = alone("nothing_outlives_a_snapshot_that_is_killed") {
+            let swept = directory.path().join(SWEPT);
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             let family: Vec<i32> = text
                 .lines()
@@ -637,7 +638,7 @@ mod tests {
             assert!(soon(|| family.iter().all(|pid| gone(*pid)) && !swept.exists()));
             return;
         }
-        let swept = directory().join("swept");
+        let swept = directory().join(SWEPT);
         let mut keeper = Keeper::start(Isolation::Host, &[swept]).expect("a keeper");
         for pid in start_family(&mut keeper) {
             println!("family {pid}");
@@ -647,8 +648,7 @@ mod tests {
 
     #[test]
     fn in_namespaces_the_programs_are_alone() {
-        let folder = tempfile::tempdir().expect("a folder");
-        if let Some(output) = alone("in_namespaces_the_programs_are_alone", folder.path()) {
+        if let Some((output, _)) = alone("in_namespaces_the_programs_are_alone") {
             return passed(&output);
         }
         let mut keeper = match Keeper::start(Isolation::UserNamespace, &[]) {
