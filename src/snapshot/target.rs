@@ -344,6 +344,14 @@ impl<'a> Target<'a> {
     }
 }
 
+impl Drop for Target<'_> {
+    fn drop(&mut self) {
+        // The keeper ends it; this is for the case that the keeper itself was killed. It may have
+        // ended long ago.
+        let _ = self.directory.kill();
+    }
+}
+
 /// Where something can happen.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Source {
