@@ -76,6 +76,9 @@ _DEFAULT_FILTERS = (
 )
 """Those of a release build of CPython (Python/_warnings.c)."""
 
+_TORN_DOWN = ("sys", "builtins", "__main__")
+"""The modules that belong to the program, or that finalization cannot do without."""
+
 _DRAWS_FOLLOWED = 10_000
 """How far a generator is followed from its first state, in steps of its 624 numbers."""
 
@@ -725,11 +728,12 @@ class Frozen:
         locale = Locale()
         self.environment = Environment(preload)
         self.randomness = Randomness()
+        self.streams = Streams(locale)
         self.parts: list[Part] = [
             self.environment,
             locale,
             TimeZone(),
-            Streams(locale),
+            self.streams,
             Signals(),
             SearchPath(),
             Warnings(),
@@ -776,7 +780,7 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
         os._exit(1)
     for part in _frozen.parts:
         part.settle()
-    _frozen.modules = dict(sys.modules)
+    _frozen.modules = {name: sys.modules[name] for name in sys.modules if name not in _TORN_DOWN}
     _kept.append(_frozen)
     report.send(
         "ready",
@@ -793,8 +797,7 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
         os.dup2(nothing, descriptor)
     os.close(nothing)
     del report, json
-    gc.collect()
-    gc.freeze()
+    _freeze()
 
 
 def thaw(environ: bytes, argv: list[bytes], ignored: int, options: int) -> None:
@@ -816,11 +819,31 @@ def _leave() -> None:
     own: list[tuple[str, ModuleType]] = []
     while modules:
         item = modules.popitem()
-        if item[0] in ("sys", "builtins", "__main__") or frozen.get(item[0]) is not item[1]:
+        if frozen.get(item[0]) is not item[1]:
             own.append(item)
         else:
             _kept.append(item)
     modules.update(reversed(own))
+    # What the program has hung into a frozen module is not torn down, but no data may be lost.
+    for thing in gc.get_objects():
+        if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
+            _try(thing.flush)
+    sys.__dict__["streams"] = LastWords(_frozen.streams)
+
+
+class LastWords:
+    """Dies when finalization clears ``sys``, as the standard streams do in an interpreter where no
+    frozen module has a reference to them: what was printed since must not be lost."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams = [getattr(sys, name, None) for name in ("stdout", "stderr")]
+        for stream in streams.streams[1:]:
+            self.streams += [stream.text, stream.buffer]
+
+    def __del__(self) -> None:
+        for stream in self.streams:
+            if stream is not None:
+                _try(stream.flush)
 
 
 def _import(names: Sequence[str], report: Report, ledger: Ledger) -> None:
@@ -882,6 +905,18 @@ def _without_us(traceback: TracebackType | None) -> TracebackType | None:
     return traceback
 
 
+def _freeze() -> None:
+    """Keeps the garbage collector away from what is there now, except for the dictionary of
+    ``__main__``: it becomes the program's, and is collected in the end with what is in it."""
+    names = sys.modules["__main__"].__dict__
+    content = dict(names)
+    names.clear()
+    # A full collection stops to track a dictionary that is empty.
+    gc.collect()
+    gc.freeze()
+    names.update(content)
+
+
 def _forget_directories() -> None:
     """What ``importlib.invalidate_caches()`` does, which imports a module itself."""
     for name, finder in list(sys.path_importer_cache.items()):
@@ -893,10 +928,15 @@ def _forget_directories() -> None:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-        try:
-            stream.flush()  # type: ignore[union-attr]
-        except Exception:
-            pass
+        if stream is not None:
+            _try(stream.flush)
+
+
+def _try(action: Callable[[], object]) -> None:
+    try:
+        action()
+    except Exception:
+        pass
 
 
 def _python() -> dict[str, object]:

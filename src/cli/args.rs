@@ -175,9 +175,13 @@ pub(super) struct Inspect {
     #[arg(value_name = "IMAGE")]
     pub(super) image: PathBuf,
 
-    /// Print the manifest and the memory map as JSON
+    /// Print everything as JSON, every mapping too
     #[arg(long)]
     pub(super) json: bool,
+
+    /// List every mapping of the memory
+    #[arg(long)]
+    pub(super) map: bool,
 
     /// Read the whole image and compare it with its checksums
     #[arg(long)]

@@ -91,8 +91,10 @@ fn make(arguments: args::Snapshot, progress: &mut Progress) -> Result<i32, Failu
     match snapshot::make(&recipe, &options, &output, force, progress) {
         Ok(()) => Ok(0),
         Err(error) => {
-            if let Some(detail) = error.detail() {
-                let _ = io::stderr().write_all(detail.as_bytes());
+            // A terminal has seen the output as it was printed.
+            let output = error.output().filter(|_| !matches!(progress, Progress::Terminal { .. }));
+            for text in output.into_iter().chain(error.traceback()) {
+                let _ = io::stderr().write_all(text.as_bytes());
             }
             Err(error.into())
         }

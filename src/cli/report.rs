@@ -55,6 +55,15 @@ pub(super) enum CliError {
     /// Standard output takes no more.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
+    /// A plan that cannot be shown, let alone run.
+    #[error("cannot use the image {}", path.display())]
+    Plan {
+        /// The image.
+        path: std::path::PathBuf,
+        /// What is wrong with its plan.
+        #[source]
+        why: crate::native::view::PlanFault,
+    },
     /// A directory that cannot be filled.
     #[error("cannot write to {}", path.display())]
     Directory {
@@ -70,6 +79,9 @@ impl Explain for CliError {
     fn hint(&self) -> String {
         match self {
             Self::Output(_) => "look at where the output goes".into(),
+            Self::Plan { .. } => {
+                "make the image again with `preloaded-criu snapshot --force`".into()
+            }
             Self::Directory { .. } => "name a directory that is empty or yet to be made".into(),
         }
     }

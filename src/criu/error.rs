@@ -98,8 +98,8 @@ const ADVICE: [(&str, &str); 7] = [
     ),
     (
         "seccomp",
-        "the process is under a seccomp filter, which only CAP_SYS_ADMIN can look through: in a \
-         container, take the snapshot with --security-opt seccomp=unconfined or while the image is built",
+        "it would have to look through a seccomp filter, and may not: take the snapshot outside of the \
+         filter (in a container: with --security-opt seccomp=unconfined, or while its image is built)",
     ),
     ("vDSO", "this CRIU does not know this kernel: install a newer one (scripts/install-criu)"),
     ("file locks", "let the imported code release its file locks before it returns"),

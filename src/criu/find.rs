@@ -45,6 +45,7 @@ pub struct Criu {
 pub fn find(explicit: Option<&Path>) -> Result<Criu, CriuError> {
     let named = env::var_os("PRELOADED_CRIU_CRIU").filter(|name| !name.is_empty());
     if let Some(path) = explicit.map(Path::to_owned).or_else(|| named.map(PathBuf::from)) {
+        let path = std::path::absolute(&path).unwrap_or(path);
         let version = ask_version(&path)?;
         return if version < Version::FLOOR {
             Err(CriuError::TooOld { path, version })

@@ -21,7 +21,8 @@ const HARMLESS: [&str; 6] = [
     "Unable to get socket network namespace",
 ];
 /// The last words of any failure, which say nothing.
-const FINAL: [&str; 3] = ["Dumping FAILED", "Restoring FAILED", "Can't read request"];
+const FINAL: [&str; 4] =
+    ["Dumping FAILED", "Restoring FAILED", "Can't read request", "Unable to detach from"];
 
 /// The errors of a log, in their order, each one once.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

@@ -642,7 +642,7 @@ records! {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -736,6 +736,11 @@ mod tests {
             ..draft.header
         };
         encoder.finish(header)
+    }
+
+    /// A plan for an image with nineteen pages of memory.
+    pub(crate) fn sample() -> Vec<u8> {
+        encode(&draft())
     }
 
     fn check(bytes: &[u8]) -> Result<PlanView<'_>, PlanFault> {

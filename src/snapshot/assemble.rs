@@ -1,6 +1,6 @@
 //! From a dump to an image.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,7 +17,7 @@ use crate::native::layout::Piece;
 use crate::native::xsave::XsaveLayout;
 use crate::process::placement::{How, Placement, placement};
 use crate::process::smaps::Smaps;
-use crate::process::{Memory, OnDisk, Process, ProcessError, VmaKind};
+use crate::process::{Memory, OnDisk, PageSource, Process, ProcessError, VmaKind};
 
 use super::SnapshotError;
 use super::frozen::Frozen;
@@ -52,6 +52,11 @@ pub(super) fn assemble(
     write_memory(&built, &memory, frozen, &mut writer)?;
     let check = check(recipe, frozen, &process)?;
     let manifest = manifest(recipe, frozen, &process, &placements, &check);
+    let mut pages = page_index(&process, &built);
+    pages.extend(keep_vdso(&process, &mut writer)?);
+    pages.sort_unstable_by_key(|run| run.address);
+    let kept: Vec<_> = pages.iter().map(|run| run.address..run.address + run.length).collect();
+    process.rewrite(&frozen.directory, &kept)?;
     let criu = Archive::from_directory(&frozen.directory)
         .map_err(|cause| unreadable(&frozen.directory, cause))?;
     let contents = Contents {
@@ -59,7 +64,7 @@ pub(super) fn assemble(
         plan: &built.plan,
         manifest: &manifest,
         criu: &criu,
-        pages: &page_index(&process, &built),
+        pages: &pages,
     };
     frozen.interrupted()?;
     Ok(writer.finish(&contents)?)
@@ -115,8 +120,23 @@ fn page_index(process: &Process, built: &Built) -> Vec<PageRun> {
             });
         }
     }
-    index.sort_unstable_by_key(|run| run.address);
     index
+}
+
+/// The vDSO's own pages: no native restore needs them, but CRIU compares them with the kernel's.
+fn keep_vdso(process: &Process, writer: &mut Writer) -> Result<Vec<PageRun>, SnapshotError> {
+    let dump = File::open(process.pages.file())
+        .map_err(|cause| unreadable(process.pages.file(), cause))?;
+    let mut index = Vec::new();
+    for vma in process.vmas.iter().filter(|vma| vma.kind == VmaKind::Vdso) {
+        for run in process.pages.within(vma.range.clone()) {
+            let PageSource::Dump(from) = run.source else { continue };
+            let length = run.range.end - run.range.start;
+            let offset = writer.append_file(&dump, from, length)?;
+            index.push(PageRun { pages_id: 1, address: run.range.start, length, offset });
+        }
+    }
+    Ok(index)
 }
 
 /// Everything that has to be as it is now.
@@ -138,7 +158,7 @@ fn check(recipe: &Recipe, frozen: &Frozen, process: &Process) -> Result<Check, S
         .collect::<Result<_, _>>()?;
     Ok(Check {
         interpreter: frozen.interpreter.path.clone(),
-        argv0: recipe.python.as_ref().map_or_else(|| "python3".into(), |path| path.into()),
+        argv0: recipe.python.as_ref().map_or_else(|| "python3".into(), Into::into),
         libc: libc_version(process),
         kernel: kernel_release(),
         machine: Machine::here(),

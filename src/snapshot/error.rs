@@ -48,7 +48,7 @@ pub enum SnapshotError {
     /// A processor, or a kernel, from before 2011.
     #[error("this machine has no XSAVE, by which registers are restored")]
     Xsave,
-    /// An import or a file ended with an exception; [`SnapshotError::detail`] has what Python says.
+    /// An import or a file ended with an exception; [`SnapshotError::traceback`] is what Python says.
     #[error("{what} failed")]
     Failed {
         /// `import MODULE` or `exec FILE`.
@@ -98,16 +98,25 @@ pub struct Refusal {
 }
 
 impl SnapshotError {
-    /// What to show before the error itself: the traceback of a failing import, the output of a
-    /// python that ended.
+    /// What the imported code printed before it failed, the end of it: to be shown where it was not
+    /// shown when it was printed.
     #[must_use]
-    pub fn detail(&self) -> Option<String> {
-        let text = match self {
-            Self::Failed { traceback, output, .. } => format!("{output}{traceback}"),
-            Self::Ended { output, .. } => output.clone(),
-            _ => return None,
-        };
-        (!text.is_empty()).then_some(text)
+    pub fn output(&self) -> Option<&str> {
+        match self {
+            Self::Failed { output, .. } | Self::Ended { output, .. } => Some(output),
+            _ => None,
+        }
+        .map(String::as_str)
+        .filter(|output| !output.is_empty())
+    }
+
+    /// What Python says about a failing import: to be shown before the error itself.
+    #[must_use]
+    pub fn traceback(&self) -> Option<&str> {
+        match self {
+            Self::Failed { traceback, .. } => Some(traceback),
+            _ => None,
+        }
     }
 
     /// The signal that asked to stop, for whoever wants to end by it.
@@ -212,7 +221,7 @@ mod tests {
             output: "hello\n".into(),
         };
         assert_eq!(error.to_string(), "import nosuch failed");
-        let detail = error.detail().expect("there is something to show");
-        assert!(detail.starts_with("hello\nModuleNotFoundError"));
+        assert_eq!(error.output(), Some("hello\n"));
+        assert!(error.traceback().is_some_and(|text| text.starts_with("ModuleNotFoundError")));
     }
 }

@@ -20,7 +20,7 @@ use crate::criu::{self, Criu, CriuError, Dump, Worker};
 use crate::sys::interrupts::Interrupts;
 use crate::sys::keeper::{Isolation, Keeper};
 use crate::sys::procfs::ProcessDirectory;
-use crate::sys::spawn::{Privileges, Spawn};
+use crate::sys::spawn::{Privileges, Spawn, expect_children};
 
 /// The resident, to be preloaded into python (crate `resident`).
 static RESIDENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libresident.so"));
@@ -87,6 +87,8 @@ pub fn take(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Frozen, SnapshotError> {
+    expect_children()
+        .map_err(|source| SnapshotError::System { what: "wait for programs", source })?;
     let interpreter = Interpreter::find(recipe.python.as_deref())?;
     let criu = criu::find(options.criu.as_deref())?;
     let isolation = options.isolation.resolve();
@@ -136,6 +138,7 @@ pub fn take(
     let seconds = began.elapsed().as_secs_f64();
     target.tell(Event::Dumped { bytes: size(&directory), seconds });
     let (pid, imported) = (target.pid(), target.imported());
+    drop(target);
     let Seen { smaps, auxv, vdso } = seen;
     Ok(Frozen {
         directory,

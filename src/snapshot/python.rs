@@ -172,8 +172,7 @@ impl Answer {
             |text: String| PythonError::Mute { path: path.into(), source: io::Error::other(text) };
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            let last = said.lines().last().unwrap_or("it prints nothing");
-            return Err(mute(format!("{last} ({})", output.status)));
+            return Err(mute(format!("{} ({})", complaint(&said), output.status)));
         }
         Self::parse(&output.stdout).ok_or_else(|| {
             mute(format!("it answers {:?}", String::from_utf8_lossy(&output.stdout)))
@@ -190,6 +189,14 @@ impl Answer {
         let executable = PathBuf::from(OsString::from_vec(executable.to_vec()));
         executable.is_absolute().then_some(Self { version, implementation, executable })
     }
+}
+
+/// The line of an error output that says what is wrong: Python's last one, another program's first.
+fn complaint(said: &str) -> &str {
+    let mut lines = said.lines().filter(|line| !line.trim().is_empty());
+    let python = said.starts_with("Traceback") || said.starts_with("Fatal Python");
+    let line = if python { lines.next_back() } else { lines.next() };
+    line.unwrap_or("it prints nothing")
 }
 
 /// The beginning of a file that can be executed.

@@ -177,9 +177,13 @@ impl<'a> Target<'a> {
     fn until_still(&mut self) -> Result<(), SnapshotError> {
         let there = format!("{} {ORDERS:#x} ", libc::SYS_read);
         loop {
-            let call = self.directory.text("syscall").unwrap_or_default();
-            if call.starts_with(&there) {
-                return self.drain();
+            match self.directory.text("syscall") {
+                Ok(call) if call.starts_with(&there) => return self.drain(),
+                Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                    return Err(SnapshotError::System { what: "trace python", source });
+                }
+                // On its way, or about to be reported as ended.
+                Ok(_) | Err(_) => {}
             }
             let turn = self.turn(None, PollTimeout::from(GLANCE))?;
             if let Some((pid, status)) = turn.ended
@@ -341,6 +345,14 @@ impl<'a> Target<'a> {
     /// The modules that were imported by name, with the seconds that each took.
     pub(super) fn imported(&mut self) -> Vec<(String, f64)> {
         std::mem::take(&mut self.story.imported)
+    }
+}
+
+impl Drop for Target<'_> {
+    fn drop(&mut self) {
+        // The keeper ends it; this is for the case that the keeper itself was killed. It may have
+        // ended long ago.
+        let _ = self.directory.kill();
     }
 }
 

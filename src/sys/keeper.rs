@@ -155,7 +155,7 @@ impl Keeper {
         match keeper.receive()? {
             (Report::Ready, _) => Ok(keeper),
             (Report::Refused(step, number), _) => {
-                Err(KeeperError::Refused { step, source: io::Error::from_raw_os_error(number) })
+                Err(KeeperError::Refused { step, source: reason(step, number) })
             }
             (report, _) => Err(nonsense(&report)),
         }
@@ -258,6 +258,16 @@ impl Drop for Keeper {
         let _ = shutdown(self.control.as_raw_fd(), Shutdown::Both);
         let _ = spawn::reap(self.process);
     }
+}
+
+/// The kernel's reason, in the words of the case (unshare(2)).
+fn reason(step: Step, number: i32) -> io::Error {
+    if step == Step::Unshare && number == Errno::ENOSPC as i32 {
+        return io::Error::other(
+            "the limit on user namespaces (user.max_user_namespaces) is reached",
+        );
+    }
+    io::Error::from_raw_os_error(number)
 }
 
 fn nonsense(report: &Report) -> KeeperError {
@@ -488,5 +498,176 @@ fn end_all() {
         if spawn::reap(Pid::from_raw(-1)).is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read};
+    use std::os::fd::AsFd;
+    use std::path::PathBuf;
+    use std::process::{Command, Output};
+    use std::time::{Duration, Instant};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    use tempfile::TempDir;
+
+    use super::{Isolation, Keeper, KeeperError};
+    use crate::sys::spawn::{ALONE, Privileges, Spawn};
+
+    /// Runs a test again, alone in its process and with a directory that [`directory`] names; `None`
+    /// where this is that process.
+    fn alone(test: &str) -> Option<(Output, TempDir)> {
+        if std::env::var_os(ALONE).is_some() {
+            return None;
+        }
+        let directory = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir_all(directory.path().join(SWEPT)).expect("a folder");
+        let program = std::env::current_exe().expect("this test has a program");
+        let name = format!("sys::keeper::tests::{test}");
+        let mut command = Command::new(program);
+        command.args(["--exact", &name, "--test-threads=1", "--nocapture"]);
+        let output = command.env(ALONE, directory.path()).output().expect("it runs");
+        Some((output, directory))
+    }
+
+    /// A folder in that directory, which the keeper is to remove.
+    const SWEPT: &str = "swept/deep";
+
+    fn directory() -> PathBuf {
+        std::env::var_os(ALONE).map(PathBuf::from).expect("set by `alone`")
+    }
+
+    fn shell(script: &str) -> Spawn {
+        Spawn {
+            program: "/bin/sh".into(),
+            arguments: ["sh", "-c", script].map(Into::into).to_vec(),
+            environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
+            descriptors: vec![1],
+            privileges: Privileges::Ordinary,
+        }
+    }
+
+    fn passed(output: &Output) {
+        let text = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}\n{errors}");
+    }
+
+    fn gone(pid: i32) -> bool {
+        // One that has ended and that its parent has not asked after is gone, too.
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.is_empty() || status.contains("State:\tZ")
+    }
+
+    fn soon(condition: impl Fn() -> bool) -> bool {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !condition() {
+            if Instant::now() > end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        true
+    }
+
+    /// A program with a child that has left its session and an orphan; their numbers, as the program
+    /// prints them.
+    fn start_family(keeper: &mut Keeper) -> Vec<i32> {
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let script = "sleep 600 & echo $!; (setsid sleep 600 & echo $!); echo $$; exec >&-; wait";
+        keeper.spawn(&shell(script), &[writer.as_fd()]).expect("a shell");
+        drop(writer);
+        let mut text = String::new();
+        let mut chunk = [0; 64];
+        while text.lines().count() < 3 {
+            let count = reader.read(&mut chunk).expect("it prints");
+            text.push_str(&String::from_utf8_lossy(&chunk[..count]));
+        }
+        text.lines().map(|line| line.parse().expect("a number")).collect()
+    }
+
+    #[test]
+    fn programs_are_started_and_their_ends_reported() {
+        if let Some((output, _)) = alone("programs_are_started_and_their_ends_reported") {
+            return passed(&output);
+        }
+        let mut keeper = Keeper::start(Isolation::Host, &[]).expect("a keeper");
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let script = "echo hello; exit 3";
+        let started = keeper.spawn(&shell(script), &[writer.as_fd()]).expect("a shell");
+        drop(writer);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("it prints");
+        assert_eq!(text, "hello\n");
+        let status = keeper.wait(started.pid).expect("it ends");
+        assert_eq!(status.code(), Some(3));
+        let mut missing = shell("");
+        missing.program = "/no/such/program".into();
+        missing.descriptors.clear();
+        let error = keeper.spawn(&missing, &[]).expect_err("there is none");
+        assert!(matches!(error, KeeperError::Execute { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn nothing_outlives_the_keeper() {
+        if let Some((output, _)) = alone("nothing_outlives_the_keeper") {
+            return passed(&output);
+        }
+        let swept = directory().join(SWEPT);
+        let mut keeper =
+            Keeper::start(Isolation::Host, std::slice::from_ref(&swept)).expect("a keeper");
+        let family = start_family(&mut keeper);
+        assert!(family.iter().all(|pid| !gone(*pid)));
+        drop(keeper);
+        assert!(family.iter().all(|pid| gone(*pid)));
+        assert!(!swept.exists());
+    }
+
+    #[test]
+    fn nothing_outlives_a_snapshot_that_is_killed() {
+        if let Some((output, directory)) = alone("nothing_outlives_a_snapshot_that_is_killed") {
+            let swept = directory.path().join(SWEPT);
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let family: Vec<i32> = text
+                .lines()
+                .filter_map(|line| line.split_once("family ")?.1.parse().ok())
+                .collect();
+            assert_eq!(family.len(), 3, "{text}");
+            assert!(soon(|| family.iter().all(|pid| gone(*pid)) && !swept.exists()));
+            return;
+        }
+        let swept = directory().join(SWEPT);
+        let mut keeper = Keeper::start(Isolation::Host, &[swept]).expect("a keeper");
+        for pid in start_family(&mut keeper) {
+            println!("family {pid}");
+        }
+        kill(Pid::this(), Signal::SIGKILL).expect("the end");
+    }
+
+    #[test]
+    fn in_namespaces_the_programs_are_alone() {
+        if let Some((output, _)) = alone("in_namespaces_the_programs_are_alone") {
+            return passed(&output);
+        }
+        let mut keeper = match Keeper::start(Isolation::UserNamespace, &[]) {
+            Err(KeeperError::Refused { .. }) => return,
+            other => other.expect("a keeper"),
+        };
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let script = "echo $$; ls -d /proc/[0-9]* | wc -l; id -u";
+        let started = keeper.spawn(&shell(script), &[writer.as_fd()]).expect("a shell");
+        drop(writer);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("it prints");
+        let user = nix::unistd::getuid();
+        assert_eq!(started.pid, 2);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!((lines[0], lines[2]), ("2", user.to_string().as_str()), "{text}");
+        // The keeper, the shell, and at most one for each part of its pipe.
+        assert!(lines[1].parse::<u32>().is_ok_and(|count| count <= 4), "{text}");
+        let status = keeper.wait(started.pid).expect("it ends");
+        assert!(status.success());
     }
 }

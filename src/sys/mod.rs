@@ -10,6 +10,7 @@ pub mod inherited;
 pub mod interrupts;
 pub mod keeper;
 mod namespaces;
+pub mod probe;
 pub mod procfs;
 pub mod spawn;
 mod startup;
