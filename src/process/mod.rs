@@ -12,6 +12,7 @@ mod memory;
 pub mod messages;
 mod pages;
 pub mod placement;
+mod refusals;
 pub mod smaps;
 #[cfg(test)]
 mod testing;
@@ -28,6 +29,7 @@ pub use descriptor::{Descriptor, DescriptorKind, OpenFile};
 pub use error::{Damage, Inconsistency, ProcessError, SmapsError};
 pub use memory::{FileContent, Memory, OnDisk};
 pub use pages::{PAGE, PageRun, PageSource, Pages};
+pub use refusals::{MappingRefusal, Refusal, ThreadRefusal};
 pub use thread::{Component, FloatingPoint, Registers, Rseq, SignalStack, Thread};
 pub use vma::{Vma, VmaKind};
 
