@@ -292,9 +292,11 @@ fn unusual(bits: u32) -> MappingRefusal {
         (status::AIORING, MappingRefusal::AsynchronousIo),
         (status::SHADOW_STACK, MappingRefusal::ShadowStack),
         (status::PLUGIN, MappingRefusal::Device),
+        (status::MEMFD | status::FILE_SHARED, MappingRefusal::SharedMemory),
+        (status::MEMFD, MappingRefusal::Nameless),
     ]
     .into_iter()
-    .find(|(bit, _)| bits & bit != 0)
+    .find(|(bit, _)| bits & bit == *bit)
     .map_or(MappingRefusal::Unknown, |(_, what)| what)
 }
 

@@ -10,6 +10,8 @@ mod claims;
 mod elf;
 mod glibc;
 mod pymalloc;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use std::ops::Range;
