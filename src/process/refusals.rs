@@ -345,8 +345,7 @@ mod tests {
     use crate::process::messages::pstree::Pstree_entry;
     use crate::process::messages::registers::{User_desc_t, User_x86_cet_entry};
     use crate::process::messages::task::{Posix_timer_entry, Siginfo_entry};
-    use crate::process::smaps::Smaps;
-    use crate::process::testing::{Dump, EXE, PID};
+    use crate::process::testing::{Dump, EXE, PID, smaps};
     use protobuf::MessageField;
 
     const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -361,15 +360,8 @@ mod tests {
         dump.descriptor(0, 2, Fd_types::REG);
         change(&mut dump);
         let mut process = Process::load(dump.write().path()).expect("it loads");
-        let list: String = process
-            .vmas
-            .iter()
-            .map(|vma| {
-                let own = if vma.kind == VmaKind::Vvar { "io pf" } else { flags };
-                format!("{:x}-{:x} rw-p 0 0 0\nVmFlags: {own}\n", vma.range.start, vma.range.end)
-            })
-            .collect();
-        process.annotate(&Smaps::parse(list.as_bytes()).expect("it is right")).expect("it fits");
+        let list = smaps(&process, |vma| if vma.kind == VmaKind::Vvar { "io pf" } else { flags });
+        process.annotate(&list).expect("it fits");
         process.refusals(&[200]).iter().map(ToString::to_string).collect()
     }
 
@@ -402,9 +394,11 @@ mod tests {
         assert_eq!(process.refusals(&[]), [Refusal::NotLookedAt]);
     }
 
+    type Case<'a> = (&'a dyn Fn(&mut Dump), &'a str);
+
     #[test]
     fn what_belongs_to_the_process_is_named() {
-        let cases: [(&dyn Fn(&mut Dump), &str); 9] = [
+        let cases: [Case<'_>; 9] = [
             (
                 &|dump| {
                     let mut child = Pstree_entry::new();
@@ -424,7 +418,7 @@ mod tests {
                         .mut_or_insert_default()
                         .real
                         .mut_or_insert_default()
-                        .set_vsec(1)
+                        .set_vsec(1);
                 },
                 "1 timer is running",
             ),
@@ -538,7 +532,7 @@ mod tests {
             })
         };
         let shared = format!("{at}a file that is shared for writing: /bin/program");
-        assert_eq!(mapping(RW, status::FILE_SHARED, 2), [shared.clone()]);
+        assert_eq!(mapping(RW, status::FILE_SHARED, 2), std::slice::from_ref(&shared));
         assert_eq!(mapping(libc::PROT_READ, status::FILE_SHARED, 2), [shared]);
         assert_eq!(
             mapping(RW, status::ANON_SHARED, 2),

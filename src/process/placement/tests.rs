@@ -7,8 +7,7 @@ use proptest::prelude::*;
 use super::elf::tests::object;
 use super::*;
 use crate::process::FileContent;
-use crate::process::smaps::Smaps;
-use crate::process::testing::{Dump, PID};
+use crate::process::testing::{Dump, PID, smaps};
 use crate::process::vma::status;
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -108,15 +107,9 @@ impl World {
         }
         let folder = dump.write();
         let mut process = Process::load(folder.path()).expect("it loads");
-        let list: String = process
-            .vmas
-            .iter()
-            .map(|vma| {
-                let flags = self.flags.get(&vma.range.start).unwrap_or(&"rd wr");
-                format!("{:x}-{:x} rw-p 0 0 0\nVmFlags: {flags}\n", vma.range.start, vma.range.end)
-            })
-            .collect();
-        process.annotate(&Smaps::parse(list.as_bytes()).expect("it is right")).expect("it fits");
+        let list =
+            smaps(&process, |vma| self.flags.get(&vma.range.start).copied().unwrap_or("rd wr"));
+        process.annotate(&list).expect("it fits");
         let memory = Memory::open(&process, &self.files).expect("the pages are there");
         let placements = placement(&memory, fill).expect("files read");
         check(&process, &placements);
