@@ -1,0 +1,136 @@
+//! The other commands: doctor, inspect, export, help.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::{Context, Recipe, Who, as_root, everywhere, for_everyone, for_makers};
+
+fn json(it: &Context, arguments: &[&str]) -> Value {
+    let outcome = it.program(arguments).run().succeeds();
+    serde_json::from_str(&outcome.text()).unwrap()
+}
+
+#[test]
+fn help_and_version() {
+    for_everyone(|it| {
+        let help = it.program(["--help"]).run().succeeds().text();
+        for command in ["snapshot", "run", "doctor", "inspect", "export"] {
+            assert!(help.contains(command), "{help}");
+            assert!(it.program([command, "--help"]).run().succeeds().text().contains("Usage"));
+        }
+        let version = it.program(["--version"]).run().succeeds().text();
+        assert_eq!(version, format!("preloaded-criu {}\n", env!("CARGO_PKG_VERSION")));
+        assert_eq!(it.program([""; 0]).run().status.code(), Some(125));
+    });
+}
+
+#[test]
+fn the_doctor_finds_this_machine_fit() {
+    for_everyone(|it| {
+        for arguments in [&["doctor", "run"][..], &["doctor", "snapshot"], &["doctor"]] {
+            if it.seat.who == Who::Stripped && arguments != ["doctor", "run"] {
+                continue;
+            }
+            let outcome = it.program(arguments).run().succeeds();
+            assert!(!outcome.text().is_empty());
+            let findings = json(it, &[arguments, &["--json"]].concat());
+            assert!(findings.is_object() || findings.is_array(), "{findings}");
+        }
+    });
+}
+
+#[test]
+fn the_doctor_tells_what_is_missing_and_what_to_do() {
+    for_makers(|it| {
+        let absent = ["--criu", "/no/such/criu"];
+        let outcome = it.program(["doctor", "snapshot"]).args(absent).run();
+        assert_eq!(outcome.status.code(), Some(1), "{outcome:?}");
+        assert!(outcome.text().contains("criu"), "{outcome:?}");
+        assert_eq!(it.program(["doctor"]).args(absent).run().status.code(), Some(1));
+        it.program(["doctor", "run"]).args(absent).run().succeeds();
+        let outcome = it.program(["doctor", "snapshot", "--json"]).args(absent).run();
+        assert_eq!(outcome.status.code(), Some(1), "{outcome:?}");
+        serde_json::from_str::<Value>(&outcome.text()).unwrap();
+    });
+    as_root(|it| {
+        let closed = "echo 2 >/proc/sys/vm/memfd_noexec && \"$@\"";
+        let outcome = it
+            .program(["doctor", "run"])
+            .through(["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", closed, "sh"])
+            .run();
+        if !outcome.status.success() {
+            assert!(outcome.text().contains("memfd_noexec"), "{outcome:?}");
+        }
+    });
+}
+
+#[test]
+fn inspect_tells_what_an_image_holds() {
+    everywhere(|it| {
+        let image = it.image(Recipe::Lively);
+        let image = image.to_str().unwrap();
+        let words = it.program(["inspect", image]).run().succeeds().text();
+        let (major, minor) = it.seat.python.version;
+        assert!(words.contains(&format!("{major}.{minor}.")), "{words}");
+        assert!(words.contains("lively"), "{words}");
+        let all = json(it, &["inspect", image, "--json"]).to_string();
+        for word in ["lively", "vdso", "criu", "threads", "python"] {
+            assert!(all.contains(word), "{word} is not in {all}");
+        }
+        it.program(["inspect", "--verify", image]).run().succeeds();
+    });
+    for_makers(|it| {
+        let image = it.image(Recipe::Numeric);
+        let all = json(it, &["inspect", image.to_str().unwrap(), "--json"]).to_string();
+        for module in ["numpy", "scipy", "sklearn"] {
+            assert!(all.contains(module), "{module} is not in {all}");
+        }
+    });
+}
+
+#[test]
+fn export_writes_the_files_of_criu() {
+    for_makers(|it| {
+        let image = it.image(Recipe::Lively);
+        let image = image.to_str().unwrap();
+        it.program(["export", image, "folder"]).run().succeeds();
+        let mut names: Vec<String> = fs::read_dir(it.work().join("folder"))
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        for file in ["inventory.img", "pstree.img", "files.img", "pages-1.img"] {
+            assert!(names.iter().any(|name| name == file), "{file} is not among {names:?}");
+        }
+        assert!(names.iter().any(|name| name.starts_with("core-")), "{names:?}");
+        assert!(names.iter().any(|name| name.starts_with("pagemap-")), "{names:?}");
+        let pages = fs::metadata(it.work().join("folder/pages-1.img")).unwrap().len();
+        assert!(pages > 1 << 20 && pages % 4096 == 0, "{pages}");
+        it.program(["export", image, "folder"]).run().is_refused(&["folder"]);
+    });
+}
+
+#[test]
+fn criu_restores_what_was_exported() {
+    as_root(|it| {
+        let image = it.image(Recipe::Lively);
+        it.program(["export".as_ref(), image.as_os_str(), "folder".as_ref()]).run().succeeds();
+        // In a PID namespace every PID is free. The frozen process waits for its orders, so that it
+        // is there and sits in read(2) is all that there is to see.
+        let script = r#"
+            criu=$1; cd folder
+            "$criu" restore --images-dir . --shell-job --restore-detached --log-file restore.log --pidfile pid --tcp-close ||
+                { tail -30 restore.log >&2; exit 1; }
+            pid=$(cat pid); grep Threads "/proc/$pid/status"; kill -9 "$pid"
+        "#;
+        let criu = crate::faults::find_criu();
+        let outcome = it
+            .command("/usr/bin/unshare")
+            .args(["--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", script, "bash"])
+            .args([&criu])
+            .run();
+        assert!(outcome.text().contains("Threads"), "{outcome:?}");
+    });
+}

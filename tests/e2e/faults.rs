@@ -1,0 +1,556 @@
+//! Bad input: each ends with 125, says what and why and what to do, and leaves nothing.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nix::unistd::{Uid, chown, mkfifo};
+use preloaded_criu::image::{Check, FORMAT_VERSION, Image, SectionKind};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::support::image::{arguments, copy};
+use crate::support::{
+    Context, Outcome, Recipe, as_root, everywhere, for_everyone, for_makers, once, shared,
+};
+
+const HEADER: usize = 4096;
+
+fn run(it: &Context, image: &Path) -> Outcome {
+    it.program(["run"]).args([image]).args(["-c", "print('ran')"]).run()
+}
+
+/// A copy of the plain image, and how long it is.
+fn spoilable(it: &Context) -> (PathBuf, u64) {
+    let image = copy(it, Recipe::Plain, "copy.img");
+    let length = fs::metadata(&image).unwrap().len();
+    (image, length)
+}
+
+fn write_at(image: &Path, offset: u64, bytes: &[u8]) {
+    OpenOptions::new().write(true).open(image).unwrap().write_all_at(bytes, offset).unwrap();
+}
+
+/// Writes the header's checksum anew: xxh3 of the page with that field zero, at offset 16.
+fn seal(image: &Path) {
+    let file = OpenOptions::new().read(true).write(true).open(image).unwrap();
+    let mut page = [0; HEADER];
+    file.read_exact_at(&mut page, 0).unwrap();
+    page[16..24].fill(0);
+    file.write_all_at(&xxh3_64(&page).to_le_bytes(), 16).unwrap();
+}
+
+/// Changes what an image depends on, with all checksums right.
+fn alter(it: &Context, change: impl FnOnce(&mut Check)) -> PathBuf {
+    let (path, _) = spoilable(it);
+    // Opening wants an image of one's own.
+    chown(&path, Some(Uid::effective()), None).unwrap();
+    let image = Image::open(&path).unwrap();
+    let section = image.section(SectionKind::Check);
+    let mut check = image.check().clone();
+    change(&mut check);
+    let bytes = check.encode();
+    assert_eq!(bytes.len() as u64, section.length, "the section keeps its length");
+    write_at(&path, section.offset, &bytes);
+    let mut table = vec![0; HEADER];
+    File::open(&path).unwrap().read_exact_at(&mut table, 0).unwrap();
+    let entry: Vec<u8> =
+        [section.offset, section.length].iter().flat_map(|n| n.to_le_bytes()).collect();
+    let at = table.windows(entry.len()).position(|window| window == entry).unwrap();
+    write_at(&path, (at + entry.len()) as u64, &xxh3_64(&bytes).to_le_bytes());
+    seal(&path);
+    it.own(&path);
+    path
+}
+
+#[test]
+fn no_such_image() {
+    everywhere(|it| {
+        run(it, Path::new("absent.img")).is_refused(&["absent.img", "snapshot"]);
+        run(it, Path::new("/absent/folder/x.img")).is_refused(&["/absent/folder/x.img"]);
+        run(it, Path::new("")).is_refused(&[]);
+        it.program(["run"]).run().is_refused(&[]);
+        for command in [&["inspect", "absent.img"][..], &["export", "absent.img", "folder"]] {
+            it.program(command).run().is_refused(&["absent.img"]);
+        }
+    });
+}
+
+#[test]
+fn other_files() {
+    for_everyone(|it| {
+        let text = it.file("text", "no image at all\n".repeat(1000));
+        let empty = it.file("empty", "");
+        let short = it.file("short", "x");
+        let script = it.file("script.py", "print(1)");
+        for path in [&text, &short, &script] {
+            run(it, path).is_refused(&["not an image"]);
+        }
+        run(it, &empty).is_refused(&["empty"]);
+        for path in
+            ["/bin/true", "/dev/null", "/dev/zero", "/", "/proc/self/mem", "/proc/self/environ"]
+        {
+            run(it, Path::new(path)).is_refused(&[path]);
+        }
+        let pipe = it.work().join("pipe");
+        mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        it.own(&pipe);
+        run(it, &pipe).is_refused(&["pipe"]);
+        for command in ["inspect", "export"] {
+            it.program([command])
+                .args([&text])
+                .args(["folder"].iter().filter(|_| command == "export"))
+                .run()
+                .is_refused(&["not an image"]);
+        }
+    });
+}
+
+#[test]
+fn truncated_images() {
+    for_everyone(|it| {
+        let (image, length) = spoilable(it);
+        let file = OpenOptions::new().write(true).open(&image).unwrap();
+        for kept in
+            [length - 1, length - 4096, length / 2, 8192, 4097, 4096, 4095, 100, 24, 9, 8, 1, 0]
+        {
+            file.set_len(kept).unwrap();
+            run(it, &image).is_refused(&["copy.img"]);
+            it.program(["inspect"]).args([&image]).run().is_refused(&["copy.img"]);
+        }
+        let (image, _) = spoilable(it);
+        let longer = OpenOptions::new().append(true).open(&image).unwrap();
+        longer.set_len(length + 1).unwrap();
+        run(it, &image).is_refused(&["copy.img"]);
+    });
+}
+
+#[test]
+fn flipped_bits() {
+    for_everyone(|it| {
+        let (image, _) = spoilable(it);
+        let healthy = fs::read(&image).unwrap();
+        let opened = {
+            chown(&image, Some(Uid::effective()), None).unwrap();
+            let opened = Image::open(&image).unwrap();
+            it.own(&image);
+            opened
+        };
+        let flip = |at: u64| {
+            let byte = healthy[usize::try_from(at).unwrap()];
+            write_at(&image, at, &[byte ^ 1 << (at % 8)]);
+            let outcome = run(it, &image);
+            let verified = it.program(["inspect", "--verify"]).args([&image]).run();
+            write_at(&image, at, &[byte]);
+            (outcome, verified)
+        };
+        // What a run reads is always checked.
+        for at in (0..32).chain((32..HEADER as u64).step_by(97)) {
+            flip(at).0.is_refused(&["copy.img"]);
+        }
+        for kind in [SectionKind::Check, SectionKind::Plan] {
+            let range = opened.section(kind).range();
+            let step = usize::try_from((range.end - range.start) / 12 + 1).unwrap();
+            for at in range.step_by(step) {
+                flip(at).0.is_refused(&["copy.img", "damaged"]);
+            }
+        }
+        // The rest when it is asked for.
+        for kind in SectionKind::ALL {
+            let range = opened.section(kind).range();
+            let step = usize::try_from((range.end - range.start) / 3 + 1).unwrap();
+            for at in range.step_by(step) {
+                flip(at).1.is_refused(&["copy.img", "damaged"]);
+            }
+        }
+        it.program(["inspect", "--verify"]).args([&image]).run().succeeds();
+        assert_eq!(run(it, &image).succeeds().text(), "ran\n");
+    });
+}
+
+#[test]
+fn other_format_versions() {
+    for_everyone(|it| {
+        let (image, _) = spoilable(it);
+        write_at(&image, 8, &(FORMAT_VERSION + 1).to_le_bytes());
+        run(it, &image).is_refused(&["copy.img", "newer"]);
+        seal(&image);
+        run(it, &image).is_refused(&["copy.img", "newer"]);
+        it.program(["inspect"]).args([&image]).run().is_refused(&["newer"]);
+        write_at(&image, 8, &0_u32.to_le_bytes());
+        seal(&image);
+        run(it, &image).is_refused(&["copy.img", "older"]);
+    });
+}
+
+#[test]
+fn another_machine() {
+    for_everyone(|it| {
+        run(it, &alter(it, |check| check.machine.vdso ^= 1)).is_refused(&["kernel", "snapshot"]);
+        let lacking = alter(it, |check| check.machine.cpu.words = [u32::MAX; 7]);
+        run(it, &lacking).is_refused(&["processor", "snapshot"]);
+        run(it, &alter(it, |check| check.machine.cpu.state_bytes += 64)).is_refused(&["processor"]);
+        let same = alter(it, |_| ());
+        assert_eq!(run(it, &same).succeeds().text(), "ran\n");
+    });
+}
+
+/// An image of an interpreter and a library that are the test's own.
+fn image_of_copies(it: &Context) -> (PathBuf, PathBuf, PathBuf) {
+    let home = shared().root().join(format!("{}.python", it.name()));
+    let script = r#"
+        set -e
+        real=$(readlink -f "$1"); version=$(basename "$real")
+        mkdir -p "$2/bin" "$2/lib" "$2/own"
+        cp "$real" "$2/bin/python3"
+        ln -s "/usr/lib/$version" "$2/lib/$version"
+        cp "$("$real" -c 'import _json; print(_json.__file__)')" "$2/own/" 2>/dev/null ||
+            cp "$("$real" -c 'import _bz2; print(_bz2.__file__)')" "$2/own/"
+    "#;
+    let python = it.seat.python.path.clone();
+    it.command("/bin/sh").args(["-c", script, "sh"]).args([&python, &home]).folder("/").run();
+    if !home.join("bin/python3").exists() {
+        // The ordinary user cannot write there: the tests' own user does it.
+        let status = std::process::Command::new("sh")
+            .args(["-c", script, "sh"])
+            .args([&python, &home])
+            .status();
+        assert!(status.unwrap().success());
+    }
+    let library = fs::read_dir(home.join("own")).unwrap().flatten().next().unwrap().path();
+    let module =
+        library.file_name().unwrap().to_string_lossy().split('.').next().unwrap().to_owned();
+    let image = it.work().join("snap.img");
+    it.snapshot(["--python"])
+        .args([home.join("bin/python3")])
+        .args(["--import", &module])
+        .env("PYTHONPATH", home.join("own"))
+        .run()
+        .succeeds();
+    (image, home.join("bin/python3"), library)
+}
+
+#[test]
+fn changed_interpreters_and_libraries() {
+    for_makers(|it| {
+        let (image, python, library) = image_of_copies(it);
+        let works = || assert_eq!(run(it, &image).succeeds().text(), "ran\n");
+        works();
+        for file in [&python, &library] {
+            let name = file.to_str().unwrap();
+            let aside = file.with_extension("aside");
+            fs::copy(file, &aside).unwrap();
+            // Only touched, or replaced by the same.
+            let touch = |seconds| {
+                let time = SystemTime::now() + Duration::from_secs(seconds);
+                File::options().write(true).open(file).unwrap().set_modified(time).unwrap();
+            };
+            touch(100);
+            works();
+            fs::copy(&aside, file.with_extension("new")).unwrap();
+            fs::rename(file.with_extension("new"), file).unwrap();
+            works();
+            // Other content of the same length, longer, shorter, gone.
+            let length = fs::metadata(file).unwrap().len();
+            fs::copy(&aside, file.with_extension("new")).unwrap();
+            fs::rename(file.with_extension("new"), file).unwrap();
+            write_at(file, length - 1, b"\xa5");
+            run(it, &image).is_refused(&[name, "changed", "snapshot"]);
+            File::options().write(true).open(file).unwrap().set_len(length + 1).unwrap();
+            run(it, &image).is_refused(&[name, "changed"]);
+            File::options().write(true).open(file).unwrap().set_len(length / 2).unwrap();
+            run(it, &image).is_refused(&[name, "changed"]);
+            fs::remove_file(file).unwrap();
+            run(it, &image).is_refused(&[name, "gone"]);
+            fs::copy(&aside, file).unwrap();
+            fs::set_permissions(file, Permissions::from_mode(0o755)).unwrap();
+            works();
+        }
+        fs::remove_dir_all(python.parent().unwrap().parent().unwrap()).unwrap();
+        run(it, &image).is_refused(&["gone"]);
+    });
+}
+
+#[test]
+fn images_that_others_could_have_written() {
+    for_everyone(|it| {
+        let (image, _) = spoilable(it);
+        for mode in [0o666, 0o622, 0o620, 0o602] {
+            fs::set_permissions(&image, Permissions::from_mode(mode)).unwrap();
+            run(it, &image).is_refused(&["copy.img", "chmod"]);
+        }
+        fs::set_permissions(&image, Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(run(it, &image).succeeds().text(), "ran\n");
+        let open = it.work().join("open");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, Permissions::from_mode(0o1777)).unwrap();
+        symlink(&image, open.join("link.img")).unwrap();
+        run(it, &open.join("link.img")).is_refused(&["link"]);
+    });
+    as_root(|it| {
+        let (image, _) = spoilable(it);
+        chown(&image, Some(Uid::from_raw(12345)), None).unwrap();
+        run(it, &image).is_refused(&["copy.img", "12345"]);
+        for_everyone(|user| {
+            let (image, _) = spoilable(user);
+            fs::set_permissions(&image, Permissions::from_mode(0o644)).unwrap();
+            chown(&image, Some(Uid::from_raw(12345)), None).unwrap();
+            run(user, &image).is_refused(&["copy.img", "12345"]);
+            user.own(&image);
+            fs::set_permissions(&image, Permissions::from_mode(0o000)).unwrap();
+            if user.seat.who != crate::support::Who::Root {
+                run(user, &image).is_refused(&["copy.img"]);
+            }
+        });
+    });
+}
+
+/// A criu that does as this script says.
+fn criu_that(it: &Context, script: &str) -> PathBuf {
+    let path = it.file("criu", format!("#!/bin/sh\n{script}\n"));
+    fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn criu_is_missing_too_old_or_fails() {
+    for_makers(|it| {
+        let with = |criu: &Path| {
+            it.snapshot(arguments(it.seat, Recipe::Nothing)).args(["--criu".as_ref(), criu]).run()
+        };
+        with(Path::new("/no/such/criu")).is_refused(&["/no/such/criu"]);
+        with(&it.file("text", "no program")).is_refused(&["text"]);
+        let real = find_criu();
+        let real = real.display();
+        for (script, words) in [
+            ("exit 0".to_owned(), &["criu"][..]),
+            ("exit 3".to_owned(), &["criu"]),
+            ("echo Version: 3.17.1; exit 0".to_owned(), &["criu"]),
+            ("kill -9 $$".to_owned(), &["criu"]),
+            ("cat >/dev/null & sleep 0.1; exit 1".to_owned(), &["criu"]),
+            // Dies when it has begun.
+            (format!("{real} \"$@\" & sleep 0.06; kill -9 $!; exit 1"), &["criu"]),
+        ] {
+            let outcome = with(&criu_that(it, &script));
+            if outcome.status.success() {
+                // The real one was faster.
+                fs::remove_file(it.work().join("snap.img")).unwrap();
+                continue;
+            }
+            outcome.is_refused(words);
+            let mut left: Vec<_> =
+                fs::read_dir(it.work()).unwrap().flatten().map(|entry| entry.file_name()).collect();
+            left.retain(|name| name != "criu" && name != "text");
+            assert!(left.is_empty(), "{left:?}");
+            it.nothing_is_left();
+        }
+    });
+}
+
+pub(crate) fn find_criu() -> PathBuf {
+    let given = std::env::var_os("PRELOADED_CRIU_CRIU").map(PathBuf::from);
+    let known = [
+        "/usr/local/lib/preloaded-criu/criu/bin/criu",
+        "/usr/sbin/criu",
+        "/usr/bin/criu",
+        "/usr/local/sbin/criu",
+    ];
+    let found = given.into_iter().chain(known.map(PathBuf::from)).find(|path| path.exists());
+    found.expect("no criu: scripts/install-criu makes one available")
+}
+
+#[test]
+fn an_old_criu_is_told_by_its_version() {
+    for_makers(|it| {
+        // Answers the version request of CRIU's RPC (type 11, version message 10) with 3.17.1.
+        let answer = r"import os, socket
+s = socket.socket(fileno=int(os.sys.argv[-1]))
+s.recv(65536)
+s.send(bytes([0x08, 11, 0x10, 1, 0x52, 6, 0x08, 3, 0x10, 17, 0x20, 1]))
+s.recv(65536)";
+        it.file("answer.py", answer);
+        let script =
+            format!("exec /usr/bin/python3 {} \"$@\"", it.work().join("answer.py").display());
+        let criu = criu_that(
+            it,
+            &format!("case \"$*\" in *--version*) echo 'Version: 3.17.1';; *) {script};; esac"),
+        );
+        it.snapshot(arguments(it.seat, Recipe::Nothing))
+            .args(["--criu".as_ref(), criu.as_path()])
+            .run()
+            .is_refused(&["criu", "3.17"]);
+    });
+}
+
+#[test]
+fn closed_user_namespaces() {
+    once(|it| {
+        // A namespace in which no further one may be made; then an ordinary user in it.
+        let close = "echo 0 >/proc/sys/user/max_user_namespaces; exec setpriv --inh-caps=-all --bounding-set=-all --ambient-caps=-all \"$@\"";
+        let outcome = it
+            .snapshot(arguments(it.seat, Recipe::Nothing))
+            .args(["--isolation", "userns"])
+            .through(["unshare", "--user", "--map-root-user", "sh", "-c", close, "sh"])
+            .run();
+        outcome.is_refused(&["user namespace"]);
+        let auto = it
+            .snapshot(arguments(it.seat, Recipe::Nothing))
+            .through(["unshare", "--user", "--map-root-user", "sh", "-c", close, "sh"])
+            .run();
+        auto.is_refused(&[]);
+        // Running needs none.
+        let image = it.image(Recipe::Plain);
+        let run = it.program(["run"]).args([&image]).args(["-c", "print('ran')"]);
+        let run =
+            run.through(["unshare", "--user", "--map-current-user", "sh", "-c", close, "sh"]).run();
+        assert_eq!(run.text(), "ran\n", "{run:?}");
+    });
+}
+
+/// In a mount namespace of its own, with this mounted at `place`.
+fn mounted(options: &str, place: &Path) -> Vec<String> {
+    let script =
+        format!("mount -t tmpfs -o {options} none {0} && shift 0 && exec \"$@\"", place.display());
+    ["unshare", "--mount", "sh", "-c", &script, "sh"].map(str::to_owned).to_vec()
+}
+
+#[test]
+fn directories_for_temporary_files() {
+    as_root(|it| {
+        let place = it.work().join("place");
+        fs::create_dir(&place).unwrap();
+        let snapshot = |options: &str| {
+            it.snapshot(arguments(it.seat, Recipe::Nothing))
+                .args(["--import", "json", "--force"])
+                .env("TMPDIR", &place)
+                .through(mounted(options, &place))
+                .run()
+        };
+        snapshot("mode=777").succeeds();
+        // CRIU's files do not fit.
+        snapshot("size=100k").is_refused(&["place"]);
+        snapshot("ro").is_refused(&["place"]);
+        // The resident is a library, which must be mapped from somewhere.
+        let noexec = snapshot("noexec");
+        if !noexec.status.success() {
+            noexec.is_refused(&["noexec"]);
+        }
+        let absent =
+            it.snapshot(arguments(it.seat, Recipe::Nothing)).env("TMPDIR", "/no/such/folder").run();
+        absent.is_refused(&["/no/such/folder"]);
+        // A run needs none of them.
+        for options in ["size=4k", "ro", "noexec"] {
+            let image = it.image(Recipe::Plain);
+            let outcome = it
+                .program(["run"])
+                .args([&image])
+                .args(["-c", "print('ran')"])
+                .env("TMPDIR", &place)
+                .through(mounted(options, &place))
+                .run();
+            assert_eq!(outcome.succeeds().text(), "ran\n");
+        }
+    });
+}
+
+#[test]
+fn full_disks() {
+    as_root(|it| {
+        let place = it.work().join("place");
+        fs::create_dir(&place).unwrap();
+        let output = place.join("snap.img");
+        let script = format!(
+            "mount -t tmpfs -o size=2m none {0}; \"$@\"; status=$?; ls -A {0}; exit $status",
+            place.display()
+        );
+        let outcome = it
+            .snapshot(arguments(it.seat, Recipe::Nothing))
+            .args(["--output".as_ref(), output.as_path()])
+            .through(["unshare", "--mount", "sh", "-c", &script, "sh"])
+            .run();
+        outcome.is_refused(&["room"]);
+        assert_eq!(outcome.text(), "", "nothing is left on the full disk");
+    });
+    for_makers(|it| {
+        let outcome = it
+            .snapshot(arguments(it.seat, Recipe::Nothing))
+            .shell(r#"ulimit -f 500; exec "$@""#)
+            .run();
+        outcome.is_refused(&[]);
+        assert!(fs::read_dir(it.work()).unwrap().next().is_none());
+    });
+}
+
+#[test]
+fn memory_files_that_may_not_be_executed() {
+    as_root(|it| {
+        let image = it.image(Recipe::Plain);
+        for (value, allowed) in [("1", true), ("2", false)] {
+            let script = format!("echo {value} >/proc/sys/vm/memfd_noexec && \"$@\"");
+            let outcome = it
+                .program(["run"])
+                .args([&image])
+                .args(["-c", "print('ran')"])
+                .through(["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", &script, "sh"])
+                .run();
+            if allowed || outcome.status.success() {
+                assert_eq!(outcome.succeeds().text(), "ran\n");
+            } else {
+                outcome.is_refused(&["memfd_noexec"]);
+            }
+        }
+    });
+}
+
+#[test]
+fn too_few_descriptors_or_too_little_memory() {
+    for_everyone(|it| {
+        let image = it.image(Recipe::Plain);
+        for limit in [
+            "ulimit -n 3",
+            "ulimit -n 4",
+            "ulimit -n 5",
+            "ulimit -v 20000",
+            "ulimit -v 40000",
+            "ulimit -d 1000",
+        ] {
+            let line = format!(r#"{limit}; exec "$@""#);
+            let outcome =
+                it.program(["run"]).args([&image]).args(["-c", "print('ran')"]).shell(&line).run();
+            if !outcome.status.success() {
+                assert_eq!(outcome.status.code(), Some(125), "{limit}: {outcome:?}");
+                assert!(outcome.errors().starts_with("preloaded-criu: "), "{limit}: {outcome:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_missing_script_is_pythons_to_tell() {
+    everywhere(|it| {
+        let outcome = it.python(["absent.py"]).is_as_stock();
+        assert_eq!(outcome.status.code(), Some(2));
+    });
+}
+
+#[test]
+fn command_lines_that_make_no_sense() {
+    for_everyone(|it| {
+        for arguments in [
+            &["nonsense"][..],
+            &["run"],
+            &["run", "--nonsense", "x.img"],
+            &["snapshot", "--nonsense"],
+            &["snapshot", "--isolation", "none"],
+            &["snapshot", "--env", "nothing"],
+            &["snapshot", "--env", "=x"],
+            &["inspect"],
+            &["export", "x.img"],
+            &["doctor", "nonsense"],
+        ] {
+            let outcome = it.program(arguments).run();
+            assert_eq!(outcome.status.code(), Some(125), "{arguments:?}: {outcome:?}");
+            assert!(outcome.errors().starts_with("preloaded-criu: "), "{arguments:?}: {outcome:?}");
+        }
+    });
+}

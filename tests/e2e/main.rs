@@ -1,0 +1,20 @@
+//! preloaded-criu from the outside: real images made by the real CRIU, run by root, by an ordinary
+//! user and by one with no capability at all, on every interpreter that is here.
+//!
+//! What a run does is compared with what the interpreter does by itself, started in the same way:
+//! outputs byte for byte, files, and how it ended.
+#![allow(clippy::unwrap_used, reason = "in a test, what is not as it should be is a failure")]
+
+mod cli;
+mod endurance;
+mod environment;
+mod faults;
+mod memory;
+mod process;
+mod randomness;
+mod script;
+mod snapshot;
+mod streams;
+mod support;
+mod terminal;
+mod threads;

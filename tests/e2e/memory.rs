@@ -1,0 +1,225 @@
+//! Memory that came from an image behaves as memory that did not.
+
+use crate::support::{Context, Recipe, for_everyone, once};
+
+fn blocks(it: &Context, code: &str, expected: &str) {
+    check(
+        it,
+        Recipe::Blocks,
+        &format!("import blocks, ctypes, os\nfrom blocks import *\n{code}"),
+        expected,
+    );
+}
+
+fn check(it: &Context, recipe: Recipe, code: &str, expected: &str) {
+    let outcome = it.code(code).from(recipe).thaw();
+    assert!(outcome.status.success(), "{outcome:?}");
+    assert_eq!(outcome.text(), expected, "{outcome:?}");
+}
+
+#[test]
+fn content_is_as_it_was() {
+    for_everyone(|it| {
+        let code = r"
+print([array == blocks._pattern[:size] for array, size in zip(arrays, SIZES)])
+print([string == blocks._pattern[:size] for string, size in zip(strings, SIZES)])
+print([intact(*block) for block in blocks.blocks], all(intact(*block) for block in small))
+print(lists[0] == list(range(len(lists[0]))), all(table[n] == str(n) for n in table), len(table))
+print(private[:] == blocks._pattern[:4 * MB], growing[:] == blocks._pattern[:MB], blocks._pattern == pattern(100 * MB))
+";
+        blocks(
+            it,
+            code,
+            "[True, True]\n[True, True]\n[True, True] True\nTrue True 100000\nTrue True True\n",
+        );
+    });
+}
+
+#[test]
+fn blocks_of_python_grow_and_shrink() {
+    for_everyone(|it| {
+        let code = r"
+for array, size in zip(arrays, SIZES):
+    for more in (1, 4096, MB, 30 * MB, 100 * MB, 3 * size):
+        old = len(array)
+        array.extend(bytes(more))
+        assert array[:size] == blocks._pattern[:size] and array.count(0, old) == more, (size, more)
+    del array[size // 2:]
+    assert array == blocks._pattern[:size // 2]
+    array.extend(blocks._pattern[size // 2:size])
+    assert array == blocks._pattern[:size]
+    array.clear()
+for items in lists:
+    size = len(items)
+    items.extend(range(size, 20 * size)); assert items == list(range(20 * size))
+    del items[10:]; assert items == list(range(10))
+table.update((n, str(n)) for n in range(100_000, 1_000_000)); print(all(table[n] == str(n) for n in range(1_000_000)))
+";
+        blocks(it, code, "True\n");
+    });
+}
+
+#[test]
+fn blocks_of_c_grow_and_shrink() {
+    for_everyone(|it| {
+        let code = r"
+for address, size in blocks.blocks:
+    for new in (size + 1, 2 * size, 2 * size + 4096, 4 * size + 123, size, size // 2):
+        address = libc.realloc(address, new)
+        assert address and intact(address, min(size, new)), (size, new)
+        ctypes.memset(address + min(size, new), 0x11, max(0, new - size))
+    libc.free(address)
+for index, (address, size) in enumerate(small):
+    address = libc.realloc(address, size * (1 + index % 5))
+    assert intact(address, size)
+    libc.free(address)
+print(libc.malloc_trim(0) in (0, 1))
+for size in (100, 5000, 60_000, 120_000, 500_000, 50_000_000):
+    for _ in range(20):
+        address = libc.calloc(1, size)
+        assert ctypes.string_at(address, size).count(0) == size, size
+        ctypes.memset(address, 0xEE, size)
+        libc.free(address)
+print('done')
+";
+        blocks(it, code, "True\ndone\n");
+    });
+}
+
+#[test]
+fn freed_memory_of_a_threads_arena_is_zero_again() {
+    for_everyone(|it| {
+        // glibc gives the end of an arena back with MADV_DONTNEED and relies on zeros after that.
+        blocks(it, "print(stir())", "True\n");
+    });
+}
+
+#[test]
+fn the_heap_grows_and_shrinks() {
+    for_everyone(|it| {
+        let code = r"
+start = libc.sbrk(0)
+assert libc.sbrk(50 * MB) == start
+assert ctypes.string_at(start, 50 * MB).count(0) == 50 * MB
+ctypes.memset(start, 7, 50 * MB)
+libc.sbrk(-50 * MB)
+assert libc.sbrk(50 * MB) == start and ctypes.string_at(start, 50 * MB).count(0) == 50 * MB
+libc.sbrk(-50 * MB)
+many = [libc.malloc(1000) for _ in range(200_000)]
+for address in many: ctypes.memset(address, 3, 1000)
+for address in many: libc.free(address)
+print(all(intact(*block) for block in small), [line.split()[-1] for line in open('/proc/self/maps')].count('[heap]'))
+import gc
+keep = [object() for _ in range(2_000_000)]; del keep; gc.collect()
+print(sum(len(str(n)) for n in range(300_000)))
+";
+        blocks(it, code, "True 1\n1688890\n");
+    });
+}
+
+#[test]
+fn mappings_of_ones_own_keep_the_meaning_of_anonymous_memory() {
+    for_everyone(|it| {
+        let code = r"
+import mmap
+private.madvise(mmap.MADV_DONTNEED, 0, MB)
+print(private[:MB].count(0) == MB, private[MB:] == blocks._pattern[MB:4 * MB])
+private[:MB] = blocks._pattern[:MB]; print(private[:] == blocks._pattern[:4 * MB])
+print(private.madvise(mmap.MADV_FREE, 0, MB))
+growing.resize(8 * MB); print(growing[:MB] == blocks._pattern[:MB], growing[MB:].count(0) == 7 * MB)
+growing.resize(MB // 2); growing.resize(MB); print(growing[:MB // 2] == blocks._pattern[:MB // 2], growing[MB // 2:].count(0) == MB // 2)
+pid = os.fork()
+if not pid:
+    private[:10] = b'x' * 10; arrays[0][:10] = b'y' * 10; os._exit(0)
+os.waitpid(pid, 0)
+print(arrays[0] == blocks._pattern[:MB])
+del private, growing
+";
+        blocks(it, code, "True True\nTrue\nNone\nTrue True\nTrue True\nTrue\n");
+    });
+}
+
+#[test]
+fn arrays_of_numpy_grow() {
+    for_everyone(|it| {
+        let code = r"
+import numpy
+from numeric import arrays, SIZES
+for array, size in zip(arrays, SIZES):
+    assert (array == numpy.arange(size)).all()
+    for factor in (2, 4):
+        array.resize(factor * size, refcheck=False)
+        assert (array[:size] == numpy.arange(size)).all() and not array[size:].any(), (size, factor)
+    array.resize(size // 3, refcheck=False)
+    assert (array == numpy.arange(size // 3)).all()
+print(numpy.zeros(5_000_000).any(), numpy.zeros((300, 300)).any())
+";
+        check(it, Recipe::Numeric, code, "False False\n");
+    });
+}
+
+#[test]
+fn volatile_mappings_come_back_empty_with_their_flags() {
+    for_everyone(|it| {
+        let code = r"
+import volatile
+for name, head, flags, content in volatile.look():
+    what = {None: 'unread', b'\0' * volatile.SIZE: 'empty', b'\x5a' * volatile.SIZE: 'kept'}.get(content, 'other')
+    print(name, head, name in flags or len(name) != 2 or name == 'ro', what)
+print(volatile.call())
+";
+        let outcome = it.code(code).from(Recipe::Volatile).thaw().succeeds();
+        let text = outcome.text();
+        let lines: Vec<&str> = text.lines().collect();
+        for expected in [
+            "wf rw-p True empty",
+            "dc rw-p True kept",
+            "dd rw-p True kept",
+            "hg rw-p True kept",
+            "nh rw-p True kept",
+            "ro r--p True kept",
+            "none ---p True unread",
+            "code rwxp True other",
+            "42",
+        ] {
+            assert!(lines.contains(&expected), "{expected} is not among {lines:#?}");
+        }
+        if lines.iter().any(|line| line.starts_with("dp ")) {
+            assert!(lines.contains(&"dp rw-p True empty"), "{lines:#?}");
+        }
+    });
+}
+
+#[test]
+fn runs_share_what_they_do_not_write() {
+    once(|it| {
+        let code = "import blocks, re\ntext = open('/proc/self/smaps_rollup').read()\n\
+                    print(sum(int(n) for n in re.findall(r'Private_Dirty: +(\\d+)', text)), sum(int(n) for n in re.findall(r'Rss: +(\\d+)', text)))";
+        let outcome = it.code(code).from(Recipe::Blocks).thaw().succeeds();
+        let text = outcome.text();
+        let private: u64 = text.split_whitespace().next().unwrap().parse().unwrap();
+        // 300 MB in the image, of which 5 MB are mappings that must be copied.
+        assert!(private < 20_000, "{private} kB of a run are its own");
+    });
+}
+
+#[test]
+fn memory_of_other_kinds_after_the_thaw() {
+    for_everyone(|it| {
+        let code = r"
+import ctypes, mmap, os, tempfile
+for flags in (mmap.MAP_PRIVATE, mmap.MAP_SHARED):
+    area = mmap.mmap(-1, 1 << 20, flags=flags | mmap.MAP_ANONYMOUS); area[5] = 1; print(area[:8])
+with tempfile.TemporaryFile() as file:
+    file.write(bytes(10000)); file.flush()
+    area = mmap.mmap(file.fileno(), 0); area[9999] = 3; area.flush(); file.seek(9999); print(file.read())
+callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int))
+numbers = (ctypes.c_int * 5)(3, 1, 2, 5, 4)
+ctypes.CDLL(None).qsort(numbers, 5, 4, callback(lambda a, b: a[0] - b[0])); print(list(numbers))
+def deep(n): return n and deep(n - 1)
+import sys; sys.setrecursionlimit(30000); print(deep(9000))
+print(len(b'x' * (1 << 28)), sum(bytearray(1 << 26)))
+";
+        it.python(["script.py"]).file("script.py", code).is_as_stock().succeeds();
+    });
+}

@@ -1,0 +1,58 @@
+"""Everything that draws random numbers, already drawn from."""
+
+import ctypes
+import multiprocessing
+import os
+import random
+import secrets
+import ssl
+import tempfile
+import uuid
+
+try:
+    import numpy
+except ImportError:
+    numpy = None
+
+chosen = random.Random(42)
+chosen.random()
+
+random.random()
+random.getrandbits(64)
+random.SystemRandom().random()
+secrets.token_hex()
+uuid.uuid1()
+uuid.uuid4()
+ssl.RAND_bytes(8)
+os.urandom(8)
+with tempfile.NamedTemporaryFile():
+    pass
+multiprocessing.current_process().authkey
+if numpy:
+    numpy.random.rand()
+    numpy.random.default_rng().random()
+
+
+def throw():
+    """A name and a number for each source, none of which two processes may share."""
+    libc = ctypes.CDLL(None)
+    buffer = ctypes.create_string_buffer(8)
+    assert libc.getrandom(buffer, 8, 0) == 8
+    yield "getrandom", buffer.raw.hex()
+    yield "urandom", os.urandom(8).hex()
+    yield "random", random.random()
+    yield "getrandbits", random.getrandbits(64)
+    yield "shuffle", random.sample(range(1 << 40), 3)
+    yield "SystemRandom", random.SystemRandom().random()
+    yield "Random", random.Random().random()
+    yield "secrets", secrets.token_hex()
+    yield "uuid1", str(uuid.uuid1())
+    yield "uuid4", str(uuid.uuid4())
+    yield "ssl", ssl.RAND_bytes(8).hex()
+    yield "mktemp", tempfile.mktemp()
+    with tempfile.NamedTemporaryFile() as file:
+        yield "NamedTemporaryFile", file.name
+    yield "authkey", bytes(multiprocessing.current_process().authkey).hex()
+    if numpy:
+        yield "numpy.random", float(numpy.random.rand())
+        yield "default_rng", float(numpy.random.default_rng().random())
