@@ -257,3 +257,40 @@ proptest! {
         prop_assert!(matches!(fault(&made.path), Fault::Damaged(_)));
     }
 }
+
+/// `cargo test --release --lib opening_costs -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn opening_costs() {
+    const FILES: usize = 140;
+    const ROUNDS: u32 = 1000;
+    let folder = tempfile::tempdir().unwrap();
+    let deep = folder.path().join("lib/python3.11/site-packages/library/subpackage");
+    fs::create_dir_all(&deep).unwrap();
+    let files = (0..FILES).map(|number| {
+        let path = deep.join(format!("_module_{number}.cpython-311-x86_64-linux-gnu.so"));
+        fs::write(&path, "content").unwrap();
+        FileStamp::of(&path).unwrap()
+    });
+    let check = Check { files: files.collect(), ..check() };
+    let path = folder.path().join("snap.img");
+    let mut writer = Writer::create(&path, false).unwrap();
+    writer.append(&memory()).unwrap();
+    let contents = Contents {
+        check: &check,
+        plan: &[9; 100_000],
+        manifest: &manifest(),
+        criu: &Archive::default(),
+        pages: &[],
+    };
+    writer.finish(&contents).unwrap();
+    let average = |name: &str, work: &dyn Fn()| {
+        let start = std::time::Instant::now();
+        (0..ROUNDS).for_each(|_| work());
+        println!("{name}: {:?}", start.elapsed() / ROUNDS);
+    };
+    average("open", &|| drop(Image::open(&path).unwrap()));
+    average("machine", &|| drop(Machine::here()));
+    let image = Image::open(&path).unwrap();
+    average("compare", &|| image.compare().unwrap());
+}
