@@ -5,9 +5,9 @@ It lives in the image, and runs before and after the user's program, never while
 ``prepare`` runs once, when the image is made: it imports and warms up, finds out what must be
 different in every restored process, and gets ready what ``thaw`` will need.
 
-``thaw`` runs in every restored process, before CPython's own main parses the command line: it
-makes of the frozen interpreter one that has just been started, with this process's environment,
-standard streams, signals and randomness. It is on the way of every run, so it imports nothing and
+``thaw`` runs in every restored process, when CPython has read the command line and before its main
+runs the program: it makes of the frozen interpreter one that has just been started, with this
+process's environment, standard streams, signals and randomness. It is on the way of every run, so it imports nothing and
 touches little memory.
 
 Nothing of this is visible to the program: no name in ``sys.modules``, no frame in a traceback, no
@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import sys
 
-_MODULES_OF_PYTHON = frozenset(sys.modules)
+# The line above the last one has imported a module too.
+_MODULES_OF_PYTHON = [name for name in sys.modules if name != "__future__"]
 
 import _io
 import _locale
@@ -65,16 +66,27 @@ FULL_EXIT = 1
 """Option of ``thaw``: the interpreter's finalization tears everything down."""
 
 _OUR_FILE = (lambda: None).__code__.co_filename
-_IMPORTED_AT_START = frozenset(sys.modules) - _MODULES_OF_PYTHON
+_IMPORTED_FOR_US = [name for name in sys.modules if name not in _MODULES_OF_PYTHON]
+_DEFAULT_FILTERS = (
+    ("default", None, DeprecationWarning, "__main__", 0),
+    ("ignore", None, DeprecationWarning, None, 0),
+    ("ignore", None, PendingDeprecationWarning, None, 0),
+    ("ignore", None, ImportWarning, None, 0),
+    ("ignore", None, ResourceWarning, None, 0),
+)
+"""Those of a release build of CPython (Python/_warnings.c)."""
+
+_TORN_DOWN = ("sys", "builtins", "__main__")
+"""The modules that belong to the program, or that finalization cannot do without."""
+
 _DRAWS_FOLLOWED = 10_000
 """How far a generator is followed from its first state, in steps of its 624 numbers."""
 
 
 class Start:
-    """How this process was started: its environment, and of its command line what CPython's main
-    would apply too late, after the streams and the warning filters have been made."""
+    """How this process was started."""
 
-    __slots__ = ("environ", "ignored", "unbuffered", "warnings", "extra", "arguments")
+    __slots__ = ("environ", "argv", "ignored")
 
     def __init__(self, block: bytes, argv: Sequence[bytes], ignored: int) -> None:
         self.environ: dict[bytes, bytes] = {}
@@ -82,11 +94,8 @@ class Start:
             name, equals, value = entry.partition(b"=")
             if equals:
                 self.environ.setdefault(name, value)
+        self.argv = argv
         self.ignored = ignored
-        self.unbuffered = _is_set(self.variable(b"PYTHONUNBUFFERED"))
-        self.warnings: list[str] = []
-        self.extra: list[str] = []
-        self.parse(argv)
 
     def variable(self, name: bytes) -> str:
         """A variable that is meant for Python; empty is as good as absent."""
@@ -94,34 +103,37 @@ class Start:
             return ""
         return os.fsdecode(self.environ.get(name, b""))
 
-    def parse(self, argv: Sequence[bytes]) -> None:
-        """Follows CPython's own parser (Python/getopt.c) as far as the options go."""
-        index = 1
-        while index < len(argv):
-            argument = argv[index]
-            if argument[:1] != b"-" or argument == b"-":
-                break
-            index += 1
-            if argument == b"--":
+    def wish(self, option: str, variable: bytes) -> str | bool | None:
+        """An option of -X, or else a variable: its value, True without one, None if absent."""
+        given: str | bool | None = sys._xoptions.get(option)
+        return given if given is not None else self.variable(variable) or None
+
+    def unbuffered(self) -> bool:
+        """PYTHONUNBUFFERED or -u, of which CPython leaves no other trace."""
+        variable = self.variable(b"PYTHONUNBUFFERED")
+        # Any text counts, but for the number 0.
+        if variable and not (variable.strip().isdecimal() and int(variable) == 0):
+            return True
+        arguments = iter(self.argv)
+        next(arguments, None)
+        for argument in arguments:
+            if argument[:1] != b"-" or argument in (b"-", b"--"):
                 break
             if argument[:2] == b"--":
-                index += argument == b"--check-hash-based-pycs"
+                if argument == b"--check-hash-based-pycs":
+                    next(arguments, None)
                 continue
             for position in range(1, len(argument)):
                 flag = argument[position : position + 1]
                 if flag == b"u":
-                    self.unbuffered = True
-                if flag not in b"cmWX":
-                    continue
-                value = argument[position + 1 :]
-                if not value and index < len(argv):
-                    value = argv[index]
-                    index += 1
+                    return True
                 if flag in b"cm":
-                    return
-                options = self.warnings if flag == b"W" else self.extra
-                options.append(os.fsdecode(value))
-                break
+                    return False
+                if flag in b"WX":
+                    if position + 1 == len(argument):
+                        next(arguments, None)
+                    break
+        return False
 
 
 class Environment:
@@ -171,28 +183,30 @@ class Locale:
     """The locale of the environment, as CPython applies it at its start (PEP 538 and 540)."""
 
     COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
+    WARNING = (
+        "Python detected LC_CTYPE=C: LC_CTYPE coerced to {} (set another locale or "
+        "PYTHONCOERCECLOCALE=0 to disable this locale coercion behavior).\n"
+    )
 
     def __init__(self) -> None:
         self.variables = os.environb
-        self.coerced = False
-        self.choice = self.chosen(os.environb)
+        with _io.open("/proc/self/environ", "rb") as file:
+            # Without LC_CTYPE, which CPython sets when it coerces the locale.
+            self.choice = self.chosen(Start(file.read(), (), 0).environ)
+        self.coerced = self.choice != self.chosen(os.environb)
 
     def settle(self) -> None:
         self.encoding, self.errors = self.codec()
         self.categories = [
             category
-            for category in self.all_categories()
+            for category in (
+                _locale.LC_COLLATE,
+                _locale.LC_MONETARY,
+                _locale.LC_NUMERIC,
+                _locale.LC_TIME,
+                _locale.LC_MESSAGES,
+            )
             if _locale.setlocale(category) not in ("C", "POSIX")
-        ]
-
-    @staticmethod
-    def all_categories() -> list[int]:
-        return [
-            _locale.LC_COLLATE,
-            _locale.LC_MONETARY,
-            _locale.LC_NUMERIC,
-            _locale.LC_TIME,
-            _locale.LC_MESSAGES,
         ]
 
     @staticmethod
@@ -210,25 +224,35 @@ class Locale:
 
     def thaw(self, start: Start) -> None:
         if self.chosen(start.environ) == self.choice:
+            if self.coerced:
+                self.tell(start, _locale.setlocale(_locale.LC_CTYPE))
             return
-        _set_locale(_locale.LC_CTYPE, "")
-        for category in self.categories:
-            _set_locale(category, "")
+        if not _set_locale(_locale.LC_CTYPE, ""):
+            _set_locale(_locale.LC_CTYPE, "C")
         if _locale.setlocale(_locale.LC_CTYPE) == "C":
             self.coerce(start)
+        for category in self.categories:
+            _set_locale(category, "")
         self.encoding, self.errors = self.codec()
 
     def coerce(self, start: Start) -> None:
-        wish = start.variable(b"PYTHONCOERCECLOCALE")
-        if wish == "0" or start.environ.get(b"LC_ALL"):
+        if start.environ.get(b"LC_ALL") or start.variable(b"PYTHONCOERCECLOCALE") == "0":
             # CPython would be in UTF-8 mode now; this is how that mode reads and writes.
             _set_locale(_locale.LC_CTYPE, self.COERCED[0])
             return
         for name in self.COERCED:
             if _set_locale(_locale.LC_CTYPE, name) and _locale.nl_langinfo(_locale.CODESET):
-                self.variables[b"LC_CTYPE"] = name.encode()
+                self.tell(start, name)
                 _set_locale(_locale.LC_ALL, "")
                 return
+
+    def tell(self, start: Start, name: str) -> None:
+        self.variables[b"LC_CTYPE"] = name.encode()
+        if start.variable(b"PYTHONCOERCECLOCALE") == "warn":
+            try:
+                os.write(2, self.WARNING.format(name).encode())
+            except OSError:
+                pass
 
 
 class TimeZone:
@@ -266,12 +290,9 @@ class Stream:
         self.text: Any = getattr(sys, f"__{name}__")
         self.reading = descriptor == 0
         self.mode = "rb" if self.reading else "wb"
-        self.buffer = self.text.buffer
+        self.buffer: Any = self.text.buffer
         if isinstance(self.buffer, _io.FileIO):
-            self.raw = self.buffer
-            self.buffer = _io.BufferedWriter(self.raw)
-        else:
-            self.raw = self.buffer.raw
+            self.buffer = _io.BufferedWriter(self.buffer)
         self.first = self.look()
         self.changes: dict[str, object] = {}
 
@@ -290,15 +311,16 @@ class Stream:
 
     def open(self, encoding: str, errors: str, unbuffered: bool) -> None:
         """As ``create_stdio`` (Python/pylifecycle.c) makes it."""
-        raw, buffer, text = self.raw, self.buffer, self.text
+        buffer, text = self.buffer, self.text
         if text is None or text.closed:
             return
         try:
-            raw.__init__(self.descriptor, self.mode, False)
+            # A new object: this one remembers whether it can be positioned.
+            raw = _io.FileIO(self.descriptor, self.mode, False)
         except OSError:
             self.close()
             return
-        raw.name = f"<{self.name}>"
+        raw.name = f"<{self.name}>"  # type: ignore[misc]
         buffer.__init__(raw, raw._blksize)
         below = raw if unbuffered and not self.reading else buffer
         lines = not unbuffered and (self.descriptor == 2 or raw.isatty())
@@ -332,10 +354,11 @@ class Streams:
             encoding, errors = codecs.lookup(wish).name, "strict"
         if wished_errors:
             errors = wished_errors
+        unbuffered = start.unbuffered()
         for stream in self.streams:
             if stream.descriptor == 2:
                 errors = "backslashreplace"
-            stream.open(encoding, errors, start.unbuffered)
+            stream.open(encoding, errors, unbuffered)
 
 
 class Signals:
@@ -366,14 +389,15 @@ class Signals:
 
 
 class SearchPath:
-    """PYTHONPATH's part of ``sys.path``."""
+    """``sys.path``, with this process's PYTHONPATH."""
 
     def __init__(self) -> None:
         value = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
         self.entries = self.resolve(value)
 
     def settle(self) -> None:
-        pass
+        self.path = sys.path
+        self.frozen = list(sys.path)
 
     @staticmethod
     def resolve(value: str) -> list[str]:
@@ -389,12 +413,14 @@ class SearchPath:
         return entries
 
     def thaw(self, start: Start) -> None:
+        # CPython 3.10 has put another list there, without what site had added.
+        sys.path, path = self.path, self.frozen
         entries = self.resolve(start.variable(b"PYTHONPATH"))
-        if entries == self.entries:
-            return
-        place = min((sys.path.index(entry) for entry in self.entries if entry in sys.path), default=0)
-        kept = [entry for entry in sys.path if entry not in self.entries and entry not in entries]
-        sys.path[:] = kept[:place] + entries + kept[place:]
+        if entries != self.entries:
+            place = min((path.index(entry) for entry in self.entries if entry in path), default=0)
+            kept = [entry for entry in path if entry not in self.entries and entry not in entries]
+            path = kept[:place] + entries + kept[place:]
+        sys.path[:] = path
 
 
 class Randomness:
@@ -536,17 +562,55 @@ class Identity:
 
 
 class Warnings:
-    """The filters of -W and PYTHONWARNINGS, which come after those of the imports."""
+    """The filters of -W and PYTHONWARNINGS: they stand before Python's own and behind those of the
+    imports."""
 
     def __init__(self) -> None:
         self.options = list(sys.warnoptions)
-        self.original = list(_warnings.filters)
+        self.original: list[Any] = list(_warnings.filters)
 
     def settle(self) -> None:
         self.module: Any = sys.modules.get("warnings")
+        filters: list[Any] = list(_warnings.filters)
+        old = [entry for entry in filters if entry in self.original]
+        place = filters.index(old[0]) if old else len(filters)
+        self.before = filters[:place]
+        self.behind = [entry for entry in filters[place:] if entry not in old]
 
     def thaw(self, start: Start) -> None:
+        if sys.warnoptions == self.options:
+            return
+        if self.module is None:
+            import warnings  # noqa: F401 (it reads sys.warnoptions)
+
+            return
+        filters: list[Any] = self.module.filters
+        filters[:] = self.original if not self.options else _DEFAULT_FILTERS
+        self.module._processoptions(sys.warnoptions)
+        fresh = [entry for entry in filters if entry not in self.before]
+        behind = [entry for entry in self.behind if entry not in fresh]
+        filters[:] = self.before + fresh + behind
+        self.module._filters_mutated()
+
+
+class Tools:
+    """What -X and variables switch on at the start of an interpreter, and only there."""
+
+    def settle(self) -> None:
         pass
+
+    def thaw(self, start: Start) -> None:
+        if start.wish("faulthandler", b"PYTHONFAULTHANDLER"):
+            import faulthandler
+
+            faulthandler.enable(2)
+        frames = start.wish("tracemalloc", b"PYTHONTRACEMALLOC")
+        if frames and int(frames):
+            _without_trace("_tracemalloc").start(int(frames))
+        # CPython 3.10 and 3.11 leave it as it was.
+        digits = start.wish("int_max_str_digits", b"PYTHONINTMAXSTRDIGITS")
+        if digits:
+            sys.set_int_max_str_digits(int(digits))
 
 
 class Watch:
@@ -664,14 +728,16 @@ class Frozen:
         locale = Locale()
         self.environment = Environment(preload)
         self.randomness = Randomness()
+        self.streams = Streams(locale)
         self.parts: list[Part] = [
             self.environment,
             locale,
             TimeZone(),
-            Streams(locale),
+            self.streams,
             Signals(),
             SearchPath(),
             Warnings(),
+            Tools(),
             self.randomness,
             Identity(),
         ]
@@ -689,11 +755,11 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
     global _frozen
     # Registered before any import can register its own: called last.
     atexit.register(_leave)
-    for name in _IMPORTED_AT_START:
+    for name in _IMPORTED_FOR_US:
         sys.modules.pop(name, None)
-    loads, dumps = _json()
-    job = loads(job_json.decode())
-    report = Report(report_fd, dumps)
+    json = _without_trace("json")
+    job = json.loads(job_json.decode())
+    report = Report(report_fd, json.dumps)
     _frozen = Frozen(job.get("preload"))
     ledger = Ledger()
     watch = Watch(_frozen.randomness.notes)
@@ -704,8 +770,7 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
         ledger.look(f"exec {path}")
     sys.meta_path.remove(watch)  # type: ignore[arg-type]
 
-    invalidate = getattr(sys.modules["_frozen_importlib_external"], "PathFinder")
-    invalidate.invalidate_caches()
+    _forget_directories()
     gc.collect()
     refusals = ledger.refusals()
     for what, owner in refusals:
@@ -715,7 +780,7 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
         os._exit(1)
     for part in _frozen.parts:
         part.settle()
-    _frozen.modules = dict(sys.modules)
+    _frozen.modules = {name: sys.modules[name] for name in sys.modules if name not in _TORN_DOWN}
     _kept.append(_frozen)
     report.send(
         "ready",
@@ -731,9 +796,8 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
     for descriptor in range(3):
         os.dup2(nothing, descriptor)
     os.close(nothing)
-    del report, dumps, loads
-    gc.collect()
-    gc.freeze()
+    del report, json
+    _freeze()
 
 
 def thaw(environ: bytes, argv: list[bytes], ignored: int, options: int) -> None:
@@ -755,11 +819,31 @@ def _leave() -> None:
     own: list[tuple[str, ModuleType]] = []
     while modules:
         item = modules.popitem()
-        if item[0] in ("sys", "builtins", "__main__") or frozen.get(item[0]) is not item[1]:
+        if frozen.get(item[0]) is not item[1]:
             own.append(item)
         else:
             _kept.append(item)
     modules.update(reversed(own))
+    # What the program has hung into a frozen module is not torn down, but no data may be lost.
+    for thing in gc.get_objects():
+        if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
+            _try(thing.flush)
+    sys.__dict__["streams"] = LastWords(_frozen.streams)
+
+
+class LastWords:
+    """Dies when finalization clears ``sys``, as the standard streams do in an interpreter where no
+    frozen module has a reference to them: what was printed since must not be lost."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams = [getattr(sys, name, None) for name in ("stdout", "stderr")]
+        for stream in streams.streams[1:]:
+            self.streams += [stream.text, stream.buffer]
+
+    def __del__(self) -> None:
+        for stream in self.streams:
+            if stream is not None:
+                _try(stream.flush)
 
 
 def _import(names: Sequence[str], report: Report, ledger: Ledger) -> None:
@@ -804,14 +888,13 @@ def _execute(path: str, report: Report) -> None:
             del sys.path[0]
 
 
-def _json() -> tuple[Callable[[str], Any], Callable[[object], str]]:
-    """Of ``json`` what is needed, while ``sys.modules`` stays as it is."""
+def _without_trace(name: str) -> Any:
+    """A module for ourselves: ``sys.modules`` stays as it is."""
     before = set(sys.modules)
-    import json
-
+    module = __import__(name)
     for name in set(sys.modules) - before:
         del sys.modules[name]
-    return json.loads, json.dumps
+    return module
 
 
 def _without_us(traceback: TracebackType | None) -> TracebackType | None:
@@ -822,12 +905,38 @@ def _without_us(traceback: TracebackType | None) -> TracebackType | None:
     return traceback
 
 
+def _freeze() -> None:
+    """Keeps the garbage collector away from what is there now, except for the dictionary of
+    ``__main__``: it becomes the program's, and is collected in the end with what is in it."""
+    names = sys.modules["__main__"].__dict__
+    content = dict(names)
+    names.clear()
+    # A full collection stops to track a dictionary that is empty.
+    gc.collect()
+    gc.freeze()
+    names.update(content)
+
+
+def _forget_directories() -> None:
+    """What ``importlib.invalidate_caches()`` does, which imports a module itself."""
+    for name, finder in list(sys.path_importer_cache.items()):
+        if finder is None:
+            del sys.path_importer_cache[name]
+        elif hasattr(finder, "invalidate_caches"):
+            finder.invalidate_caches()
+
+
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-        try:
-            stream.flush()  # type: ignore[union-attr]
-        except Exception:
-            pass
+        if stream is not None:
+            _try(stream.flush)
+
+
+def _try(action: Callable[[], object]) -> None:
+    try:
+        action()
+    except Exception:
+        pass
 
 
 def _python() -> dict[str, object]:
@@ -871,11 +980,3 @@ def _set_locale(category: int, name: str) -> bool:
     except _locale.Error:
         return False
     return True
-
-
-def _is_set(value: str) -> bool:
-    """A flag in a variable, as CPython reads it: any text counts, but for the number 0."""
-    try:
-        return int(value) != 0
-    except ValueError:
-        return bool(value)

@@ -69,38 +69,53 @@ fn snapshot(arguments: args::Snapshot) -> Result<i32, Failure> {
     sys::ignore_broken_pipes();
     let json = arguments.json;
     let mut progress = Progress::new(json);
-    let taken = request(arguments).and_then(|request| {
-        snapshot::take(&request, &mut |event| progress.tell(event))?;
-        Ok(0)
-    });
+    let taken = make(arguments, &mut progress);
     if let (Err(failure), true) = (&taken, json) {
         let _ = writeln!(io::stdout(), "{}", report::json(&**failure));
     }
     taken
 }
 
+fn make(arguments: args::Snapshot, progress: &mut Progress) -> Result<i32, Failure> {
+    let options = snapshot::Options {
+        criu: arguments.criu.clone(),
+        isolation: match arguments.isolation {
+            args::Isolation::Auto => snapshot::Choice::Auto,
+            args::Isolation::Host => snapshot::Choice::Host,
+            args::Isolation::Userns => snapshot::Choice::UserNamespace,
+        },
+        output: None,
+    };
+    let (output, force) = (arguments.output.clone(), arguments.force);
+    let recipe = recipe(arguments)?;
+    match snapshot::make(&recipe, &options, &output, force, progress) {
+        Ok(()) => Ok(0),
+        Err(error) => {
+            // A terminal has seen the output as it was printed.
+            let output = error.output().filter(|_| !matches!(progress, Progress::Terminal { .. }));
+            for text in output.into_iter().chain(error.traceback()) {
+                let _ = io::stderr().write_all(text.as_bytes());
+            }
+            Err(error.into())
+        }
+    }
+}
+
 /// What was typed, with its recipe: the recipe comes first, and what was typed wins.
-fn request(arguments: args::Snapshot) -> Result<snapshot::Request, Failure> {
+fn recipe(arguments: args::Snapshot) -> Result<snapshot::Recipe, Failure> {
     let recipe = arguments.recipe.as_deref().map(Recipe::load).transpose()?;
     let name = recipe.as_ref().map(|recipe| recipe.name.clone());
     let Recipe { mut imports, environment, warm_up, .. } = recipe.unwrap_or_default();
     imports.extend(arguments.imports);
     let environment = environment.into_iter().map(|(name, value)| (name.into(), value.into()));
-    Ok(snapshot::Request {
-        recipe: name,
+    Ok(snapshot::Recipe {
+        name,
+        python: arguments.python,
+        flags: Vec::new(),
         imports,
         warm_up,
         exec: arguments.exec,
-        python: arguments.python,
         environment: environment.chain(arguments.environment).collect(),
-        output: arguments.output,
-        force: arguments.force,
-        isolation: match arguments.isolation {
-            args::Isolation::Auto => snapshot::Isolation::Auto,
-            args::Isolation::Host => snapshot::Isolation::Host,
-            args::Isolation::Userns => snapshot::Isolation::Userns,
-        },
-        criu: arguments.criu,
     })
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::units;
-use crate::snapshot::Event;
+use crate::snapshot::{self, Event};
 
 /// Longest name that is shown in a line.
 const NAME_WIDTH: usize = 44;
@@ -39,62 +39,60 @@ impl Progress {
             Self::Silent
         }
     }
+}
 
+impl snapshot::Progress for Progress {
     /// Tells one event. That somebody stopped listening does not stop a snapshot.
-    pub(super) fn tell(&mut self, event: &Event<'_>) {
+    fn event(&mut self, event: Event<'_>) {
         let _ = match self {
-            Self::Json => writeln!(io::stdout(), "{}", as_json(event)),
-            Self::Terminal { rewrites } => {
-                io::stderr().write_all(as_line(event, *rewrites).as_bytes())
-            }
-            Self::Silent => match event {
-                Event::Failed { traceback, .. } => io::stderr().write_all(traceback.as_bytes()),
-                _ => Ok(()),
+            Self::Json => as_json(&event).map_or(Ok(()), |line| writeln!(io::stdout(), "{line}")),
+            Self::Terminal { rewrites } => match event {
+                Event::Output(bytes) => {
+                    let start = start(*rewrites).as_bytes();
+                    io::stderr().write_all(&[start, bytes].concat())
+                }
+                _ => io::stderr().write_all(as_line(&event, *rewrites).as_bytes()),
             },
+            Self::Silent => Ok(()),
         };
     }
 }
 
-fn as_json(event: &Event<'_>) -> serde_json::Value {
-    match event {
+/// An event as one object; what imports print is not one.
+fn as_json(event: &Event<'_>) -> Option<serde_json::Value> {
+    Some(match event {
         Event::Importing { module } => json!({"event": "importing", "module": module}),
-        Event::Imported { module, took } => {
-            json!({"event": "imported", "module": module, "seconds": took.as_secs_f64()})
+        Event::Imported { module, seconds } => {
+            json!({"event": "imported", "module": module, "seconds": seconds})
         }
-        Event::Executing { path } => json!({"event": "executing", "path": path.to_string_lossy()}),
-        Event::Executed { path, took } => json!({
-            "event": "executed", "path": path.to_string_lossy(), "seconds": took.as_secs_f64(),
-        }),
-        Event::Failed { what, traceback } => {
-            json!({"event": "failed", "what": what, "traceback": traceback})
+        Event::Executing { path } => json!({"event": "executing", "path": path}),
+        Event::Output(_) => return None,
+        Event::Dumping { bytes } => json!({"event": "dumping", "bytes": bytes}),
+        Event::Dumped { bytes, seconds } => {
+            json!({"event": "dumped", "bytes": bytes, "seconds": seconds})
         }
-        Event::Dumping => json!({"event": "dumping"}),
-        Event::Dumped { bytes, took } => {
-            json!({"event": "dumped", "bytes": bytes, "seconds": took.as_secs_f64()})
-        }
-        Event::Writing => json!({"event": "writing"}),
-        Event::Written { path, bytes, took } => json!({
+        Event::Writing { path } => json!({"event": "writing", "image": path.to_string_lossy()}),
+        Event::Written { path, bytes, seconds } => json!({
             "event": "written",
             "image": path.to_string_lossy(),
             "bytes": bytes,
-            "seconds": took.as_secs_f64(),
+            "seconds": seconds,
         }),
-    }
+    })
 }
 
 fn as_line(event: &Event<'_>, rewrites: bool) -> String {
     match event {
         Event::Importing { module } => begun("import", module, rewrites),
-        Event::Imported { module, took } => done("import", module, *took, rewrites),
-        Event::Executing { path } => begun("exec", &path.to_string_lossy(), rewrites),
-        Event::Executed { path, took } => done("exec", &path.to_string_lossy(), *took, rewrites),
-        Event::Failed { traceback, .. } => format!("{}{traceback}", start(rewrites)),
-        Event::Dumping => begun("dump", "", rewrites),
-        Event::Dumped { bytes, took } => done("dump", &units::bytes(*bytes), *took, rewrites),
-        Event::Writing => begun("write", "", rewrites),
-        Event::Written { path, bytes, took } => {
+        Event::Imported { module, seconds } => done("import", module, *seconds, rewrites),
+        Event::Executing { path } => begun("exec", path, rewrites),
+        Event::Output(_) => String::new(),
+        Event::Dumping { bytes } => begun("dump", &units::bytes(*bytes), rewrites),
+        Event::Dumped { bytes, seconds } => done("dump", &units::bytes(*bytes), *seconds, rewrites),
+        Event::Writing { .. } => begun("write", "", rewrites),
+        Event::Written { path, bytes, seconds } => {
             let text = format!("{} ({})", path.display(), units::bytes(*bytes));
-            done("write", &text, *took, rewrites)
+            done("write", &text, *seconds, rewrites)
         }
     }
 }
@@ -108,9 +106,12 @@ fn begun(verb: &str, what: &str, rewrites: bool) -> String {
     if rewrites { format!("\r\x1b[K{verb:<7}{} ...", shortened(what)) } else { String::new() }
 }
 
-fn done(verb: &str, what: &str, took: Duration, rewrites: bool) -> String {
+fn done(verb: &str, what: &str, seconds: f64, rewrites: bool) -> String {
     let (start, what) = (start(rewrites), shortened(what));
-    format!("{start}{verb:<7}{what:<NAME_WIDTH$} {:>8}\n", units::duration(took))
+    format!(
+        "{start}{verb:<7}{what:<NAME_WIDTH$} {:>8}\n",
+        units::duration(Duration::from_secs_f64(seconds.max(0.0)))
+    )
 }
 
 /// Keeps the end of a long name, where paths and modules differ. Control characters of a file's
@@ -137,9 +138,9 @@ mod tests {
 
     #[test]
     fn a_terminal_sees_one_line_for_each_step() {
-        let took = Duration::from_millis(3214);
+        let seconds = 3.214;
         let begun = Event::Importing { module: "tensorflow" };
-        let done = Event::Imported { module: "tensorflow", took };
+        let done = Event::Imported { module: "tensorflow", seconds };
         assert_eq!(as_line(&begun, true), "\r\x1b[Kimport tensorflow ...");
         assert_eq!(as_line(&begun, false), "");
         let line = as_line(&done, false);
@@ -149,14 +150,14 @@ mod tests {
         );
         assert_eq!(as_line(&done, true), format!("\r\x1b[K{line}"));
         let path = Path::new("snap.img");
-        let written = as_line(&Event::Written { path, bytes: 183_000_000, took }, false);
+        let written = as_line(&Event::Written { path, bytes: 183_000_000, seconds }, false);
         assert!(written.contains("snap.img (183 MB)"), "{written:?}");
     }
 
     #[test]
     fn lines_stay_within_a_terminal_and_harmless() {
         let long = format!("{}/end.py", "directory/".repeat(20));
-        let line = as_line(&Event::Executing { path: Path::new(&long) }, true);
+        let line = as_line(&Event::Executing { path: &long }, true);
         assert!(line.ends_with("/end.py ...") && line.chars().count() < 79, "{line:?}");
         assert_eq!(shortened("a\x1b[2Jb"), "a?[2Jb");
         let wide = "ä".repeat(NAME_WIDTH + 1);
@@ -165,10 +166,10 @@ mod tests {
 
     #[test]
     fn machines_read_one_object_a_line() {
-        let took = Duration::from_millis(1500);
-        let value = as_json(&Event::Imported { module: "json", took });
+        let value = as_json(&Event::Imported { module: "json", seconds: 1.5 }).unwrap();
         assert_eq!(value, json!({"event": "imported", "module": "json", "seconds": 1.5}));
-        let value = as_json(&Event::Failed { what: "import x", traceback: "a\nb" });
+        let value = as_json(&Event::Executing { path: "a\nb" }).unwrap();
         assert!(!value.to_string().contains('\n'));
+        assert_eq!(as_json(&Event::Output(b"text")), None);
     }
 }

@@ -12,7 +12,7 @@ use restore_plan::{
 use super::NativeError;
 use super::encode::{Encode, Encoder};
 use super::frame::{frame_size, mask_address, signal_frame};
-use super::layout::{Content, Piece, holes, segments};
+use super::layout::{Content, Piece, Segment, holes, segments};
 use super::xsave::XsaveLayout;
 use crate::process::placement::Placement;
 use crate::process::smaps::VmFlags;
@@ -77,7 +77,7 @@ pub fn build(
         let count = rest.partition_point(|placement| placement.range.start < vma.range.end);
         let (here, after) = rest.split_at(count);
         rest = after;
-        builder.vma(vma, here)?;
+        builder.vma(process, vma, here)?;
     }
     let threads = process
         .threads
@@ -150,7 +150,7 @@ impl Builder {
 
     fn store(&mut self, piece: Piece) -> u64 {
         let offset = self.next;
-        if let Piece::Dumped(range) = &piece {
+        if let Piece::Memory(range) = &piece {
             self.pages.push((range.start, range.end - range.start, offset));
         }
         self.next += piece.length().next_multiple_of(PAGE);
@@ -158,11 +158,29 @@ impl Builder {
         offset
     }
 
+    /// Adds a mapping, or makes the last one longer where it goes on seamlessly.
     fn map(&mut self, key: Key, mapping: Mapping) {
-        self.mappings.entry(key).or_default().push(mapping);
+        let anonymous = key == Key::Anonymous;
+        let group = self.mappings.entry(key).or_default();
+        match group.last_mut() {
+            Some(last)
+                if last.start + last.length == mapping.start
+                    && (last.prot, last.flags) == (mapping.prot, mapping.flags)
+                    && mapping.flags & MAP_GROWSDOWN == 0
+                    && (anonymous || last.offset + last.length == mapping.offset) =>
+            {
+                last.length += mapping.length;
+            }
+            _ => group.push(mapping),
+        }
     }
 
-    fn vma(&mut self, vma: &Vma, placements: &[Placement]) -> Result<(), NativeError> {
+    fn vma(
+        &mut self,
+        process: &Process,
+        vma: &Vma,
+        placements: &[Placement],
+    ) -> Result<(), NativeError> {
         match &vma.kind {
             VmaKind::Vdso | VmaKind::Vvar | VmaKind::Vsyscall => return Ok(()),
             VmaKind::Anonymous | VmaKind::File { .. } => {}
@@ -173,53 +191,47 @@ impl Builder {
                 });
             }
         }
-        for segment in segments(vma, placements) {
-            let start = segment.range.start;
-            let length = segment.range.end - start;
-            let mapping = Mapping { start, length, offset: 0, prot: vma.prot, flags: MAP_PRIVATE };
-            match segment.content {
-                Content::Image(pieces) => {
-                    let offset = self.next;
-                    for piece in pieces {
-                        self.store(piece);
-                    }
-                    self.map(Key::Image, Mapping { offset, ..mapping });
-                }
-                Content::File(offset) => {
-                    let VmaKind::File { path, shared, .. } = &vma.kind else { continue };
-                    let flags = if *shared { MAP_SHARED } else { MAP_PRIVATE };
-                    self.map(Key::File(path.clone()), Mapping { offset, flags, ..mapping });
-                }
-                Content::Anonymous(copies) => {
-                    self.anonymous(vma, mapping, copies);
-                }
-            }
+        for segment in segments(process, vma, placements) {
+            self.segment(vma, segment);
         }
         self.properties(vma);
         Ok(())
     }
 
-    fn anonymous(&mut self, vma: &Vma, mapping: Mapping, copies: Vec<std::ops::Range<u64>>) {
-        let mut flags = MAP_ANONYMOUS;
-        flags |= if vma.special.contains(VmFlags::DROPPABLE) { MAP_DROPPABLE } else { MAP_PRIVATE };
-        if vma.growsdown {
-            flags |= MAP_GROWSDOWN;
+    fn segment(&mut self, vma: &Vma, segment: Segment) {
+        let Segment { range, content, copies } = segment;
+        let (start, length) = (range.start, range.end - range.start);
+        // What is copied into memory that cannot be written to is made unwritable afterwards.
+        let prot = if copies.is_empty() { vma.prot } else { vma.prot | PROT_WRITE };
+        if prot != vma.prot {
+            self.advices.push(Advice { start, length, call: PROTECT, value: vma.prot });
         }
-        let writable = vma.prot | if copies.is_empty() { 0 } else { PROT_WRITE };
-        if writable != vma.prot {
-            self.advices.push(Advice {
-                start: mapping.start,
-                length: mapping.length,
-                call: PROTECT,
-                value: vma.prot,
-            });
+        let mapping = Mapping { start, length, offset: 0, prot, flags: MAP_PRIVATE };
+        match (content, &vma.kind) {
+            (Content::Image, _) => {
+                let offset = self.store(Piece::Memory(range));
+                self.map(Key::Image, Mapping { offset, ..mapping });
+            }
+            (Content::File(offset), VmaKind::File { path, shared, .. }) => {
+                let flags = if *shared { MAP_SHARED } else { MAP_PRIVATE };
+                self.map(Key::File(path.clone()), Mapping { offset, flags, ..mapping });
+            }
+            _ => {
+                let flags = MAP_ANONYMOUS
+                    | if vma.special.contains(VmFlags::DROPPABLE) {
+                        MAP_DROPPABLE
+                    } else {
+                        MAP_PRIVATE
+                    }
+                    | if vma.growsdown { MAP_GROWSDOWN } else { 0 };
+                self.map(Key::Anonymous, Mapping { flags, ..mapping });
+            }
         }
         for run in copies {
             let (address, length) = (run.start, run.end - run.start);
-            let offset = self.store(Piece::Dumped(run));
+            let offset = self.store(Piece::Memory(run));
             self.copies.push(Copy { address, length, offset });
         }
-        self.map(Key::Anonymous, Mapping { prot: writable, flags, ..mapping });
     }
 
     fn properties(&mut self, vma: &Vma) {

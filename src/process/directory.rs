@@ -17,6 +17,13 @@ const COMMON: u32 = 0x5456_4319;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kind(u32);
 
+impl Kind {
+    /// How a file of this kind begins.
+    pub(crate) fn magic(self) -> Vec<u8> {
+        [COMMON.to_le_bytes(), self.0.to_le_bytes()].concat()
+    }
+}
+
 pub(crate) const INVENTORY: Kind = Kind(0x5831_3116);
 pub(crate) const PSTREE: Kind = Kind(0x5027_3030);
 pub(crate) const CORE: Kind = Kind(0x5505_3847);

@@ -15,6 +15,14 @@ pub enum ProcessError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A file of the dump cannot be written anew.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// A file of the dump is not what CRIU writes.
     #[error("{} is not a whole file of CRIU's", path.display())]
     Damaged {
@@ -124,7 +132,7 @@ pub enum SmapsError {
 impl Explain for ProcessError {
     fn hint(&self) -> String {
         match self {
-            Self::Read { .. } | Self::Damaged { .. } => {
+            Self::Read { .. } | Self::Write { .. } | Self::Damaged { .. } => {
                 "make the snapshot again; if it fails the same way, check the disk and the CRIU version (4.1 or later)"
             }
             Self::Inconsistent { source: Inconsistency::Version(_), .. } => {

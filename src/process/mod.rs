@@ -12,6 +12,7 @@ mod memory;
 pub mod messages;
 mod pages;
 pub mod placement;
+mod rewrite;
 pub mod smaps;
 #[cfg(test)]
 mod testing;

@@ -4,82 +4,75 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 
 use nix::sys::utsname::uname;
 
-use crate::agent::Ready;
 use crate::image::{
     Archive, Check, Contents, FileStamp, Host, Machine, Manifest, Memory as MemoryFigures, Module,
-    PageRun, Python, Recipe, Writer,
+    PageRun, Python, Writer,
 };
 use crate::native::builder::{Built, Facts, build};
 use crate::native::layout::Piece;
 use crate::native::xsave::XsaveLayout;
-use crate::process::placement::{How, Placement, place};
+use crate::process::placement::{How, Placement, placement};
 use crate::process::smaps::Smaps;
-use crate::process::{FileContent, Memory, OnDisk, PageSource, Process, ProcessError, VmaKind};
+use crate::process::{Memory, OnDisk, PageSource, Process, ProcessError, VmaKind};
 
 use super::SnapshotError;
-
-/// A dump, and what the snapshot knows about it that CRIU does not.
-pub struct Dump<'a> {
-    /// CRIU's directory.
-    pub directory: &'a Path,
-    /// `/proc/PID/smaps` at the sync point.
-    pub smaps: &'a [u8],
-    /// The resident's file, as the process had it mapped, and its bytes.
-    pub resident: (&'a Path, &'a [u8]),
-    /// Descriptors of the snapshot's own in the process.
-    pub own_descriptors: &'a [u32],
-    /// What the agent said last.
-    pub ready: &'a Ready,
-    /// The path by which the interpreter is started.
-    pub interpreter: &'a Path,
-    /// What a run calls it.
-    pub argv0: OsString,
-    /// What was asked for.
-    pub recipe: Recipe,
-    /// Version of the CRIU that dumped.
-    pub criu: String,
-    /// How CRIU had its rights.
-    pub isolation: String,
-}
+use super::frozen::Frozen;
+use super::recipe::Recipe;
+use crate::image;
+use crate::sys::keeper::Isolation;
 
 /// Writes the image of a dump; returns its length in bytes.
 ///
 /// # Errors
 ///
 /// What of the process cannot be frozen, or why the image cannot be written.
-pub fn assemble(dump: &Dump<'_>, mut writer: Writer) -> Result<u64, SnapshotError> {
-    let mut process = Process::load(dump.directory)?;
-    let smaps = Smaps::parse(dump.smaps).map_err(ProcessError::Smaps)?;
+pub(super) fn assemble(
+    recipe: &Recipe,
+    frozen: &Frozen,
+    mut writer: Writer,
+) -> Result<u64, SnapshotError> {
+    let mut process = Process::load(&frozen.directory)?;
+    let smaps = Smaps::parse(frozen.smaps.as_bytes()).map_err(ProcessError::Smaps)?;
     process.annotate(&smaps)?;
-    process.adopt(dump.resident.0, dump.resident.1);
+    process.adopt(&frozen.resident, frozen.resident_bytes);
     let files = OnDisk::default();
     let memory = Memory::open(&process, &files)?;
-    let placements = place(&memory)?;
+    let placements = placement(&memory, FILL)?;
     let xsave = XsaveLayout::of_this_machine().ok_or(SnapshotError::Xsave)?;
     let facts = Facts {
-        thaw: dump.ready.thaw,
+        thaw: frozen.ready.thaw,
         default_sigint: true,
-        own_descriptors: dump.own_descriptors.to_vec(),
+        own_descriptors: u32::try_from(frozen.orders).into_iter().collect(),
     };
     let built = build(&memory, &placements, &facts, &xsave, writer.position())?;
-    write_memory(&built, &memory, &files, &mut writer)?;
-    let check = check(dump, &process)?;
-    let manifest = manifest(dump, &process, &placements, &check);
-    let criu = Archive::from_directory(dump.directory)
-        .map_err(|cause| unreadable(dump.directory, cause))?;
+    write_memory(&built, &memory, frozen, &mut writer)?;
+    let check = check(recipe, frozen, &process)?;
+    let manifest = manifest(recipe, frozen, &process, &placements, &check);
+    let mut pages = page_index(&process, &built);
+    pages.extend(keep_vdso(&process, &mut writer)?);
+    pages.sort_unstable_by_key(|run| run.address);
+    let kept: Vec<_> = pages.iter().map(|run| run.address..run.address + run.length).collect();
+    process.rewrite(&frozen.directory, &kept)?;
+    let criu = Archive::from_directory(&frozen.directory)
+        .map_err(|cause| unreadable(&frozen.directory, cause))?;
     let contents = Contents {
         check: &check,
         plan: &built.plan,
         manifest: &manifest,
         criu: &criu,
-        pages: &page_index(&process, &built),
+        pages: &pages,
     };
+    frozen.interrupted()?;
     Ok(writer.finish(&contents)?)
 }
+
+/// How many pages may lie between two dumped ones that are mapped in one call: a hole in the image
+/// costs less than a system call in every run.
+const FILL: u64 = 16;
 
 fn unreadable(path: &Path, source: std::io::Error) -> ProcessError {
     ProcessError::Read { path: path.to_owned(), source }
@@ -88,35 +81,23 @@ fn unreadable(path: &Path, source: std::io::Error) -> ProcessError {
 fn write_memory(
     built: &Built,
     memory: &Memory<'_>,
-    files: &dyn FileContent,
+    frozen: &Frozen,
     writer: &mut Writer,
 ) -> Result<(), SnapshotError> {
-    let pages = &memory.process().pages;
-    let dump = File::open(pages.file()).map_err(|cause| unreadable(pages.file(), cause))?;
+    const AT_ONCE: u64 = 1 << 20;
+    let mut buffer = Vec::new();
     for piece in &built.memory {
         match piece {
-            Piece::Dumped(range) => {
-                for run in pages.within(range.clone()) {
-                    let length = run.range.end - run.range.start;
-                    match run.source {
-                        PageSource::Dump(offset) => writer.append_file(&dump, offset, length)?,
-                        PageSource::Adopted(offset) => {
-                            let start = offset as usize;
-                            writer.append(&pages.adopted()[start..start + length as usize])?
-                        }
-                    };
+            Piece::Memory(range) => {
+                for start in range.clone().step_by(AT_ONCE as usize) {
+                    let length = AT_ONCE.min(range.end - start);
+                    buffer.resize(length as usize, 0);
+                    if !memory.read(start, &mut buffer)? {
+                        return Err(SnapshotError::Unreadable { address: start });
+                    }
+                    writer.append(&buffer)?;
                 }
-            }
-            Piece::Zero(length) => {
-                writer.append(&vec![0; *length as usize])?;
-            }
-            Piece::File { path, range } => {
-                let mut bytes = vec![0; (range.end - range.start) as usize];
-                // What lies past the file's end reads as zeros in its last page.
-                files.read_at(path, range.start, &mut bytes).map_err(|source| {
-                    ProcessError::MappedFile { path: path.clone(), source }
-                })?;
-                writer.append(&bytes)?;
+                frozen.interrupted()?;
             }
             Piece::Bytes(bytes) => {
                 writer.append(bytes)?;
@@ -139,12 +120,27 @@ fn page_index(process: &Process, built: &Built) -> Vec<PageRun> {
             });
         }
     }
-    index.sort_unstable_by_key(|run| run.address);
     index
 }
 
+/// The vDSO's own pages: no native restore needs them, but CRIU compares them with the kernel's.
+fn keep_vdso(process: &Process, writer: &mut Writer) -> Result<Vec<PageRun>, SnapshotError> {
+    let dump = File::open(process.pages.file())
+        .map_err(|cause| unreadable(process.pages.file(), cause))?;
+    let mut index = Vec::new();
+    for vma in process.vmas.iter().filter(|vma| vma.kind == VmaKind::Vdso) {
+        for run in process.pages.within(vma.range.clone()) {
+            let PageSource::Dump(from) = run.source else { continue };
+            let length = run.range.end - run.range.start;
+            let offset = writer.append_file(&dump, from, length)?;
+            index.push(PageRun { pages_id: 1, address: run.range.start, length, offset });
+        }
+    }
+    Ok(index)
+}
+
 /// Everything that has to be as it is now.
-fn check(dump: &Dump<'_>, process: &Process) -> Result<Check, SnapshotError> {
+fn check(recipe: &Recipe, frozen: &Frozen, process: &Process) -> Result<Check, SnapshotError> {
     let mut paths: Vec<PathBuf> = process
         .vmas
         .iter()
@@ -161,8 +157,8 @@ fn check(dump: &Dump<'_>, process: &Process) -> Result<Check, SnapshotError> {
         .map(|path| FileStamp::of(path).map_err(|cause| unreadable(path, cause)))
         .collect::<Result<_, _>>()?;
     Ok(Check {
-        interpreter: dump.interpreter.to_owned(),
-        argv0: dump.argv0.clone(),
+        interpreter: frozen.interpreter.path.clone(),
+        argv0: recipe.python.as_ref().map_or_else(|| "python3".into(), |path| path.into()),
         libc: libc_version(process),
         kernel: kernel_release(),
         machine: Machine::here(),
@@ -194,12 +190,17 @@ fn is_libc(path: &Path) -> bool {
 }
 
 fn manifest(
-    dump: &Dump<'_>,
+    recipe: &Recipe,
+    frozen: &Frozen,
     process: &Process,
     placements: &[Placement],
     check: &Check,
 ) -> Manifest {
-    let ready = dump.ready;
+    let ready = &frozen.ready;
+    let lossy = |text: &OsStr| text.to_string_lossy().into_owned();
+    let seconds = |name: &str| {
+        frozen.imported.iter().find(|(module, _)| module == name).map(|(_, seconds)| *seconds)
+    };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Manifest {
         made_by: env!("CARGO_PKG_VERSION").into(),
@@ -211,16 +212,21 @@ fn manifest(
             interpreter: process.exe.display().to_string(),
             prefix: ready.python.prefix.clone(),
             base_prefix: ready.python.base_prefix.clone(),
-            flags: Vec::new(),
+            flags: recipe.flags.iter().map(|flag| lossy(flag)).collect(),
         },
-        recipe: dump.recipe.clone(),
+        recipe: image::Recipe {
+            name: recipe.name.clone(),
+            imports: recipe.imports.clone(),
+            exec: recipe.exec.iter().map(|path| lossy(path.as_os_str())).collect(),
+            environment: recipe.environment.iter().map(|(name, _)| lossy(name)).collect(),
+        },
         modules: ready
             .versions
             .iter()
             .map(|(name, version)| Module {
                 name: name.clone(),
                 version: Some(version.clone()),
-                seconds: None,
+                seconds: seconds(name),
             })
             .collect(),
         host: Host {
@@ -233,9 +239,12 @@ fn manifest(
             vdso: format!("{:016x}", check.machine.vdso),
             cpu: cpu_name(),
             cpu_features: check.machine.cpu.features().into_iter().map(str::to_owned).collect(),
-            isolation: dump.isolation.clone(),
+            isolation: match frozen.isolation {
+                Isolation::Host => "host".into(),
+                Isolation::UserNamespace => "userns".into(),
+            },
         },
-        criu: dump.criu.clone(),
+        criu: frozen.criu.version.to_string(),
         threads: process.threads.iter().map(|thread| text(&thread.comm)).collect(),
         memory: figures(process, placements),
     }

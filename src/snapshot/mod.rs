@@ -1,137 +1,31 @@
-//! From a request to an image.
+//! From a recipe to a frozen python: starts it, follows its imports, refuses what cannot be frozen,
+//! has CRIU dump it, and makes an image of the dump.
 //!
-//! Only the types that the command line fills in are here as yet.
+//! ```text
+//! we --- keeper (a session of its own; in namespaces of its own for an ordinary user)
+//!          |--- python, with the resident and the agent: reports to us through a pipe
+//!          `--- criu swrk: asked by us through a socket
+//! ```
+//!
+//! Everything hangs on the keeper: when [`Frozen`] goes, or we are killed, the keeper ends what it has
+//! started and removes the temporary files.
 
-pub mod assemble;
+mod assemble;
+mod error;
+mod frozen;
+mod make;
+mod memory;
+mod progress;
+mod python;
+mod recipe;
+mod refusal;
+mod scratch;
+mod target;
 
-use std::convert::Infallible;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use crate::sys::Explain;
-
-/// What is to be frozen, and how.
-#[derive(Clone, Debug, Default)]
-pub struct Request {
-    /// Name of the recipe that the rest begins with, for the manifest.
-    pub recipe: Option<String>,
-    /// Modules to import, in order.
-    pub imports: Vec<String>,
-    /// Python code to execute after the imports: the recipe's warm-up.
-    pub warm_up: Option<String>,
-    /// Files to execute after that, in order.
-    pub exec: Vec<PathBuf>,
-    /// The interpreter, if one was named.
-    pub python: Option<PathBuf>,
-    /// Environment variables to set; a later one of the same name wins.
-    pub environment: Vec<(OsString, OsString)>,
-    /// The image to write.
-    pub output: PathBuf,
-    /// Replace the image if there is one.
-    pub force: bool,
-    /// How CRIU gets its rights.
-    pub isolation: Isolation,
-    /// The criu program, if one was named.
-    pub criu: Option<PathBuf>,
-}
-
-/// How CRIU gets the rights that it needs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Isolation {
-    /// As the caller where that is enough, else in a user namespace.
-    #[default]
-    Auto,
-    /// As the caller.
-    Host,
-    /// In a user namespace.
-    Userns,
-}
-
-/// What happens while an image is made.
-#[derive(Clone, Copy, Debug)]
-pub enum Event<'a> {
-    /// A module's import begins.
-    Importing {
-        /// The module.
-        module: &'a str,
-    },
-    /// A module is imported.
-    Imported {
-        /// The module.
-        module: &'a str,
-        /// How long it took.
-        took: Duration,
-    },
-    /// A file's execution begins.
-    Executing {
-        /// The file.
-        path: &'a Path,
-    },
-    /// A file was executed.
-    Executed {
-        /// The file.
-        path: &'a Path,
-        /// How long it took.
-        took: Duration,
-    },
-    /// An import or a file has raised an exception. An error follows.
-    Failed {
-        /// What failed, for instance `import tensorflow`.
-        what: &'a str,
-        /// Python's own traceback.
-        traceback: &'a str,
-    },
-    /// CRIU begins to dump.
-    Dumping,
-    /// CRIU has dumped.
-    Dumped {
-        /// Bytes of memory.
-        bytes: u64,
-        /// How long it took.
-        took: Duration,
-    },
-    /// The image is being written.
-    Writing,
-    /// The image has its name.
-    Written {
-        /// The image.
-        path: &'a Path,
-        /// Its length.
-        bytes: u64,
-        /// How long it took.
-        took: Duration,
-    },
-}
-
-/// Why there is no image.
-#[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
-    /// Nothing makes images yet.
-    #[error("this build cannot make images")]
-    Absent,
-    /// x
-    #[error("xsave")]
-    Xsave,
-    /// x
-    #[error(transparent)]
-    Process(#[from] crate::process::ProcessError),
-    /// x
-    #[error(transparent)]
-    Native(#[from] crate::native::NativeError),
-    /// x
-    #[error(transparent)]
-    Image(#[from] crate::image::ImageError),
-}
-
-impl Explain for SnapshotError {
-    fn hint(&self) -> String {
-        "use a later one".into()
-    }
-}
-
-/// Makes an image.
-pub fn take(_: &Request, _: &mut dyn FnMut(&Event<'_>)) -> Result<(), SnapshotError> {
-    let absent: Result<Infallible, _> = Err(SnapshotError::Absent);
-    absent.map(|never| match never {})
-}
+pub use error::{Refusal, SnapshotError};
+pub use frozen::{Frozen, take};
+pub use make::make;
+pub use progress::{Event, Progress, Silent};
+pub use python::{Interpreter, PythonError};
+pub use recipe::{Choice, Options, Recipe};
+pub use scratch::ScratchError;

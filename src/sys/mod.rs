@@ -2,11 +2,17 @@
 //! the only place with `unsafe`.
 #![allow(unsafe_code, reason = "sys")]
 
+pub mod capabilities;
 mod entry;
 mod explain;
 pub mod handover;
 pub mod inherited;
+pub mod interrupts;
+pub mod keeper;
+mod namespaces;
 pub mod probe;
+pub mod procfs;
+pub mod spawn;
 mod startup;
 mod vdso;
 

@@ -1,0 +1,216 @@
+//! The connection to a `criu swrk`: one request, one answer, each a message of CRIU's RPC in one
+//! packet.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt, socketpair, sockopt,
+};
+use protobuf::Message;
+use rust_criu::rust_criu_protobuf::rpc::{Criu_req, Criu_req_type, Criu_resp};
+
+use crate::sys::spawn::{Privileges, Running, Spawn};
+
+/// The number of the connection's descriptor in CRIU's process.
+const CONNECTION: i32 = 200;
+/// The number of the descriptor of the directory for the image, if there is one.
+const DIRECTORY: i32 = 201;
+/// That directory as CRIU finds it. The name of the directory itself will not do: CRIU 4.1 reads
+/// it as a symbolic link and fails if it is none.
+pub(super) const DIRECTORY_PATH: &str = "/proc/self/fd/201";
+/// The longest answer that CRIU gives is an error message of 1 KiB.
+const ANSWER: usize = 64 * 1024;
+
+/// Our end of the connection.
+#[derive(Debug)]
+pub struct Worker {
+    socket: OwnedFd,
+}
+
+impl Worker {
+    /// Both ends of a connection: ours, and the one for the program of [`Worker::program`].
+    ///
+    /// # Errors
+    ///
+    /// The kernel's reason, for want of descriptors.
+    pub fn connect() -> io::Result<(Self, OwnedFd)> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        // A request holds a few paths; a long one must not be cut by the default size.
+        setsockopt(&ours, sockopt::SndBuf, &(4 * ANSWER))?;
+        Ok((Self { socket: ours }, theirs))
+    }
+
+    /// The program to be started with two descriptors: the other end, and the directory for the
+    /// image. It reads no configuration file and keeps what it knows about the kernel in `runtime`.
+    #[must_use]
+    pub fn program(criu: &Path, runtime: Option<&Path>) -> Spawn {
+        let mut environment = Vec::new();
+        if let Some(runtime) = runtime {
+            environment.push(("XDG_RUNTIME_DIR".into(), runtime.into()));
+        }
+        // CRIU looks for helpers (ip, iptables) there.
+        environment.extend(std::env::var_os("PATH").map(|path| ("PATH".into(), path)));
+        let connection = CONNECTION.to_string();
+        let arguments = ["criu", "--no-default-config", "swrk", &connection];
+        Spawn {
+            program: criu.into(),
+            arguments: arguments.into_iter().map(Into::into).collect(),
+            environment,
+            descriptors: vec![CONNECTION, DIRECTORY],
+            privileges: Privileges::Checkpoint,
+        }
+    }
+
+    /// Starts a CRIU of our own, and connects to it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's reason why it cannot be executed.
+    pub fn start(criu: &Path) -> io::Result<(Self, Running)> {
+        let (worker, theirs) = Self::connect()?;
+        let mut program = Self::program(criu, None);
+        program.descriptors.pop();
+        let running = Running::start(&program, vec![theirs])?;
+        Ok((worker, running))
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    ///
+    /// `EPIPE` or `ECONNRESET` where CRIU has ended.
+    pub fn send(&self, request: &Criu_req) -> io::Result<()> {
+        let packet = request.write_to_bytes()?;
+        let parts = [IoSlice::new(&packet)];
+        loop {
+            match sendmsg::<()>(self.raw(), &parts, &[], MsgFlags::MSG_NOSIGNAL, None) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// The answer, waited for; `None` where CRIU has ended instead. A notification on the way is
+    /// acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's reason, or that the packet is no message of CRIU's.
+    pub fn receive(&self) -> io::Result<Option<Criu_resp>> {
+        while let Some(answer) = self.packet()? {
+            if answer.type_() != Criu_req_type::NOTIFY {
+                return Ok(Some(answer));
+            }
+            self.acknowledge()?;
+        }
+        Ok(None)
+    }
+
+    /// As [`Worker::receive`], for so many milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// Also `TimedOut`.
+    pub fn receive_within(&self, milliseconds: u16) -> io::Result<Option<Criu_resp>> {
+        let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut polled, PollTimeout::from(milliseconds)) {
+            Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => self.receive(),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn acknowledge(&self) -> io::Result<()> {
+        let mut request = Criu_req::new();
+        request.set_type(Criu_req_type::NOTIFY);
+        request.set_notify_success(true);
+        self.send(&request)
+    }
+
+    fn packet(&self) -> io::Result<Option<Criu_resp>> {
+        let mut packet = vec![0; ANSWER];
+        let mut parts = [IoSliceMut::new(&mut packet)];
+        let length = loop {
+            match recvmsg::<()>(self.raw(), &mut parts, None, MsgFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::ECONNRESET) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+                Ok(received) => break received.bytes,
+            }
+        };
+        if length == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Criu_resp::parse_from_bytes(&packet[..length])?))
+    }
+
+    fn raw(&self) -> i32 {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl AsFd for Worker {
+    /// Readable when CRIU has answered, or has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::OwnedFd;
+
+    use protobuf::Message;
+    use rust_criu::rust_criu_protobuf::rpc::{Criu_req, Criu_req_type, Criu_resp};
+
+    use super::Worker;
+
+    fn answer(kind: Criu_req_type) -> Vec<u8> {
+        let mut answer = Criu_resp::new();
+        answer.set_type(kind);
+        answer.set_success(true);
+        answer.write_to_bytes().expect("a whole message")
+    }
+
+    /// The other end, one packet a call.
+    fn file(end: OwnedFd) -> std::fs::File {
+        end.into()
+    }
+
+    #[test]
+    fn notifications_are_acknowledged_and_the_answer_returned() {
+        let (worker, end) = Worker::connect().expect("a socket pair");
+        let mut end = file(end);
+        end.write_all(&answer(Criu_req_type::NOTIFY)).expect("a packet");
+        end.write_all(&answer(Criu_req_type::DUMP)).expect("a packet");
+        let got = worker.receive().expect("an answer").expect("no end of file");
+        assert_eq!(got.type_(), Criu_req_type::DUMP);
+        let mut packet = [0; 64];
+        let length = end.read(&mut packet).expect("the acknowledgement");
+        let request = Criu_req::parse_from_bytes(&packet[..length]).expect("a request");
+        assert_eq!(request.type_(), Criu_req_type::NOTIFY);
+        assert!(request.notify_success());
+    }
+
+    #[test]
+    fn the_end_of_criu_is_no_answer() {
+        let (worker, end) = Worker::connect().expect("a socket pair");
+        drop(end);
+        assert!(worker.receive().expect("end of file is no error").is_none());
+        assert!(worker.send(&Criu_req::new()).is_err());
+    }
+
+    #[test]
+    fn what_is_no_message_is_an_error() {
+        let (worker, end) = Worker::connect().expect("a socket pair");
+        file(end).write_all(b"\xff\xff\xff").expect("a packet");
+        assert!(worker.receive().is_err());
+    }
+}

@@ -1,0 +1,240 @@
+//! Which memory may be mapped from an image, and which must be copied.
+//!
+//! Mapping costs nothing until a page is touched, copying costs at once. But a private mapping of a
+//! file differs from memory without a file: after `MADV_DONTNEED` it shows the file's bytes again and
+//! not zeros, `MADV_FREE` fails on it, and when mremap(2) makes it longer, what comes next in the
+//! file appears. So memory is mapped only where it is proven to belong to an owner who does none of
+//! these, or to whom it makes no difference. What is not proven is copied: slower, and never wrong.
+
+mod claims;
+mod elf;
+mod glibc;
+mod window;
+
+use std::ops::Range;
+
+use super::pages::PAGE;
+use super::smaps::VmFlags;
+use super::{Memory, Process, ProcessError, Thread, Vma, VmaKind};
+use claims::Claims;
+use elf::Objects;
+
+/// How a range of addresses gets its content. A range never spans two mappings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The addresses, page-aligned.
+    pub range: Range<u64>,
+    /// Where the content comes from.
+    pub how: How,
+    /// What it is.
+    pub why: Why,
+}
+
+/// Where the content of a range comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum How {
+    /// The file that is mapped there, unchanged.
+    File,
+    /// Nothing: new memory without a file.
+    Zero,
+    /// A private mapping of the image. Pages in it that were not dumped are in the image too, as
+    /// [`Memory::read`] has them.
+    Map,
+    /// The mapping as it was, with the dumped pages copied into it.
+    Copy,
+}
+
+/// What a range is, as far as that is proven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Why {
+    /// Pages of a file as they are in the file.
+    Unchanged,
+    /// Memory that was never written.
+    Untouched,
+    /// Data of a program or library that its code or the loader changed.
+    LibraryData,
+    /// Zero-initialised data of a program or library.
+    Bss,
+    /// The heap between the first and the current program break.
+    BrkHeap,
+    /// A heap of one of glibc's arenas for threads.
+    MallocArena,
+    /// A large block that glibc's malloc got by mmap(2), without its first page.
+    MallocBlock,
+    /// The first page of such a block: glibc grows blocks by mremap(2), which refuses to resize a
+    /// range of two mappings, and then falls back to allocate, copy and free.
+    BlockHeader,
+    /// An arena of `CPython`'s allocator for small objects.
+    PymallocArena,
+    /// Our own code that stays in the process.
+    Resident,
+    /// A thread's stack.
+    Stack,
+    /// The part of the main stack that no function uses any more.
+    DeadStack,
+    /// Pages of a mapped file that were changed, and the file is no program or library.
+    ChangedFile,
+    /// The kernel may drop it or empties it in a child, and its owner relies on that: it must come
+    /// back empty.
+    Volatile,
+    /// Locked into memory.
+    Locked,
+    /// Memory whose owner is not known.
+    Unproven,
+}
+
+impl Why {
+    /// What becomes of its dumped pages.
+    fn how(self) -> How {
+        match self {
+            Self::Unchanged => How::File,
+            Self::Untouched | Self::DeadStack | Self::Volatile => How::Zero,
+            Self::LibraryData
+            | Self::Bss
+            | Self::BrkHeap
+            | Self::MallocArena
+            | Self::MallocBlock
+            | Self::PymallocArena
+            | Self::Resident => How::Map,
+            Self::BlockHeader | Self::Stack | Self::ChangedFile | Self::Locked | Self::Unproven => {
+                How::Copy
+            }
+        }
+    }
+}
+
+/// Says for each private mapping, and each shared mapping of a file, how its content comes back: all
+/// their addresses, in order. `fill` is how many pages that were not dumped may lie between two that
+/// are mapped from the image so that one mapping is made of all.
+pub fn placement(memory: &Memory<'_>, fill: u64) -> Result<Vec<Placement>, ProcessError> {
+    let process = memory.process();
+    let objects = Objects::load(memory)?;
+    let claims = claims(memory, &objects)?;
+    let mut placements = Vec::new();
+    for vma in &process.vmas {
+        let plain = match &vma.kind {
+            VmaKind::Anonymous => Why::Untouched,
+            VmaKind::File { .. } => Why::Unchanged,
+            _ => continue,
+        };
+        for (range, claim) in claims.split(vma.range.clone()) {
+            let why = claim.unwrap_or(Why::Unproven);
+            place(process, &range, why, plain, fill, &mut placements);
+        }
+    }
+    Ok(placements)
+}
+
+fn claims(memory: &Memory<'_>, objects: &Objects) -> Result<Claims, ProcessError> {
+    let process = memory.process();
+    let mut claims = Claims::default();
+    for vma in &process.vmas {
+        if let Some(why) = by_kind(vma, objects) {
+            claims.add(vma.range.clone(), why);
+        }
+    }
+    for range in &process.adopted {
+        claims.add(range.clone(), Why::Resident);
+    }
+    stacks(process, &mut claims);
+    for zeros in objects.zero_initialised(&process.vmas) {
+        for part in anonymous_parts(process, &zeros) {
+            claims.add(part, Why::Bss);
+        }
+    }
+    glibc::claim(memory, &mut claims)?;
+    glibc::claim_blocks(memory, &mut claims)?;
+    Ok(claims)
+}
+
+/// What a whole mapping is by its own description.
+fn by_kind(vma: &Vma, objects: &Objects) -> Option<Why> {
+    if vma.special.intersects(VmFlags::DROPPABLE | VmFlags::WIPE_ON_FORK) {
+        return Some(Why::Volatile);
+    }
+    if vma.special.intersects(VmFlags::LOCKED) {
+        return Some(Why::Locked);
+    }
+    match vma.kind {
+        VmaKind::File { shared: true, .. } => Some(Why::Unchanged),
+        VmaKind::File { .. } if objects.is_segment(vma) => Some(Why::LibraryData),
+        VmaKind::File { .. } => Some(Why::ChangedFile),
+        _ => None,
+    }
+}
+
+/// Bytes below the stack pointer that a function may use without moving it (x86-64 psABI, 3.2.2).
+const RED_ZONE: u64 = 128;
+
+fn stacks(process: &Process, claims: &mut Claims) {
+    for thread in &process.threads {
+        let Some(vma) = stack_of(process, thread) else { continue };
+        // Below the stack pointer of a pthread's stack there may be other memory in the same mapping,
+        // if it was made without a guard. Below the main stack there is none.
+        if vma.growsdown {
+            let live = thread.registers.sp.saturating_sub(RED_ZONE) / PAGE * PAGE;
+            let live = live.max(vma.range.start);
+            claims.add(vma.range.start..live, Why::DeadStack);
+            claims.add(live..vma.range.end, Why::Stack);
+        }
+    }
+}
+
+fn stack_of<'a>(process: &'a Process, thread: &Thread) -> Option<&'a Vma> {
+    let sp = thread.registers.sp;
+    let on_signal_stack =
+        thread.signal_stack.is_some_and(|stack| sp.wrapping_sub(stack.address) < stack.length);
+    let vma = process.vma_at(sp).filter(|_| !on_signal_stack)?;
+    matches!(vma.kind, VmaKind::Anonymous).then_some(vma)
+}
+
+/// The parts of `range` that are private memory without a file.
+fn anonymous_parts(process: &Process, range: &Range<u64>) -> Vec<Range<u64>> {
+    let first = process.vmas.partition_point(|vma| vma.range.end <= range.start);
+    process.vmas[first..]
+        .iter()
+        .take_while(|vma| vma.range.start < range.end)
+        .filter(|vma| vma.kind == VmaKind::Anonymous)
+        .map(|vma| vma.range.start.max(range.start)..vma.range.end.min(range.end))
+        .collect()
+}
+
+/// Cuts a range of one owner into what was dumped and what was not.
+fn place(
+    process: &Process,
+    range: &Range<u64>,
+    why: Why,
+    plain: Why,
+    fill: u64,
+    placements: &mut Vec<Placement>,
+) {
+    let mut put = |range: Range<u64>, why: Why| {
+        if range.start < range.end {
+            placements.push(Placement { range, how: why.how(), why });
+        }
+    };
+    if why == plain || why.how() == How::Zero {
+        return put(range.clone(), why);
+    }
+    let most = if why.how() == How::Map { fill.saturating_mul(PAGE) } else { 0 };
+    let mut done = range.start;
+    let mut open: Option<Range<u64>> = None;
+    for run in process.pages.within(range.clone()).map(|run| run.range) {
+        open = Some(match open {
+            Some(last) if run.start - last.end <= most => last.start..run.end,
+            Some(last) => {
+                put(done..last.start, plain);
+                done = last.end;
+                put(last, why);
+                run
+            }
+            None => run,
+        });
+    }
+    if let Some(last) = open {
+        put(done..last.start, plain);
+        done = last.end;
+        put(last, why);
+    }
+    put(done..range.end, plain);
+}

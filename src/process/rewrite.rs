@@ -1,0 +1,88 @@
+//! CRIU's files of a process whose memory was changed since they were written: memory that was
+//! adopted has no file any more, and pages that are not kept are not listed.
+
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use protobuf::Message;
+
+use super::directory::{self, Directory, Kind};
+use super::messages::mm::Mm_entry;
+use super::messages::pagemap::{Pagemap_entry, Pagemap_head};
+use super::pages::PAGE;
+use super::vma::status;
+use super::{Process, ProcessError};
+
+const MAP_PRIVATE: u32 = 2;
+const MAP_ANONYMOUS: u32 = 0x20;
+/// A mapping that CRIU has to restore, and pages that are in the dump (criu/include/image.h,
+/// `VMA_AREA_REGULAR`; criu/include/pagemap.h, `PE_PRESENT`).
+const REGULAR: u32 = 1;
+const PRESENT: u32 = 1 << 2;
+
+impl Process {
+    /// Makes the files in the directory that the process was loaded from say what is true of it now.
+    /// `kept` are the pages that `pages-N.img` will have, in its order.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read or written.
+    pub fn rewrite(&self, path: &Path, kept: &[Range<u64>]) -> Result<(), ProcessError> {
+        let directory = Directory::new(path);
+        let name = format!("mm-{}.img", self.pid);
+        let mut mm: Mm_entry = directory.one(&name, directory::MM)?;
+        for vma in &mut mm.vmas {
+            if self.adopted.iter().any(|range| range.contains(&vma.start())) {
+                vma.set_status(REGULAR | status::ANON_PRIVATE);
+                vma.set_flags(MAP_PRIVATE | MAP_ANONYMOUS);
+                vma.set_shmid(0);
+                vma.set_pgoff(0);
+                vma.set_fd(-1);
+            }
+        }
+        write(&path.join(name), directory::MM, &[&mm])?;
+
+        let name = format!("pagemap-{}.img", self.pid);
+        let (head, _): (Pagemap_head, Vec<Pagemap_entry>) =
+            directory.headed(&name, directory::PAGEMAP)?;
+        let entries: Vec<Pagemap_entry> = kept.iter().map(entry).collect();
+        let mut messages: Vec<&dyn WholeMessage> = vec![&head];
+        messages.extend(entries.iter().map(|entry| entry as &dyn WholeMessage));
+        write(&path.join(name), directory::PAGEMAP, &messages)
+    }
+}
+
+fn entry(range: &Range<u64>) -> Pagemap_entry {
+    let mut entry = Pagemap_entry::new();
+    let pages = (range.end - range.start) / PAGE;
+    entry.set_vaddr(range.start);
+    entry.set_compat_nr_pages(pages as u32);
+    entry.set_nr_pages(pages);
+    entry.set_flags(PRESENT);
+    entry
+}
+
+/// A message of any type as bytes.
+trait WholeMessage {
+    fn bytes(&self) -> protobuf::Result<Vec<u8>>;
+}
+
+impl<M: Message> WholeMessage for M {
+    fn bytes(&self) -> protobuf::Result<Vec<u8>> {
+        self.write_to_bytes()
+    }
+}
+
+fn write(path: &Path, kind: Kind, messages: &[&dyn WholeMessage]) -> Result<(), ProcessError> {
+    let mut bytes = kind.magic();
+    for message in messages {
+        let message = message.bytes().map_err(|error| ProcessError::Damaged {
+            path: path.to_owned(),
+            source: error.into(),
+        })?;
+        bytes.extend((message.len() as u32).to_le_bytes());
+        bytes.extend(message);
+    }
+    fs::write(path, bytes).map_err(|source| ProcessError::Write { path: path.to_owned(), source })
+}

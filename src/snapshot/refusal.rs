@@ -1,0 +1,136 @@
+//! What can be seen from outside of a process that cannot be frozen, and who made it.
+//!
+//! The agent looks for the same from inside, and knows better whose it is; this finds what it does
+//! not look for, and what a thread made after it had looked.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::Path;
+
+use super::error::Refusal;
+use crate::sys::procfs::{Opened, ProcessDirectory};
+
+/// Devices that hold a part of the program: a GPU's memory, or a connection to it.
+const GPUS: [(&str, &str); 3] = [
+    ("/dev/nvidia", "an initialised CUDA device"),
+    ("/dev/kfd", "an initialised GPU"),
+    ("/dev/dri/", "an initialised GPU"),
+];
+
+/// The descriptors of a process, and after which step each was there.
+#[derive(Debug, Default)]
+pub(super) struct Owners(HashMap<(i32, OsString), Option<String>>);
+
+impl Owners {
+    /// Notes what is there and was not before. The process may be a bit further already: what it is
+    /// told of at the end is "there since", not "made by".
+    pub(super) fn note(&mut self, process: &ProcessDirectory, step: Option<&str>) {
+        // It may be about to end, which is noticed elsewhere.
+        for descriptor in process.descriptors().unwrap_or_default() {
+            self.0.entry(descriptor).or_insert_with(|| step.map(ToOwned::to_owned));
+        }
+    }
+
+    fn of(&self, descriptor: i32, target: &OsStr) -> Option<String> {
+        self.0.get(&(descriptor, target.to_owned())).cloned().flatten()
+    }
+}
+
+/// Everything about the process that cannot be frozen.
+///
+/// # Errors
+///
+/// The kernel's reason why the process cannot be looked at.
+pub(super) fn find(
+    process: &ProcessDirectory,
+    smaps: &str,
+    owners: &Owners,
+) -> io::Result<Vec<Refusal>> {
+    let mut refusals = Vec::new();
+    for (descriptor, target) in process.descriptors()? {
+        let opened = process.opened(descriptor)?;
+        if let Some(what) = judge(descriptor, &target, opened) {
+            refusals.push(Refusal { what, owner: owners.of(descriptor, &target) });
+        }
+    }
+    if let Some(what) = mapped_gpu(smaps)
+        && !refusals.iter().any(|refusal| refusal.what.contains(what))
+    {
+        refusals.push(Refusal { what: what.to_owned(), owner: None });
+    }
+    for child in process.children()? {
+        refusals.push(Refusal { what: format!("a child process ({child})"), owner: None });
+    }
+    Ok(refusals)
+}
+
+fn judge(descriptor: i32, target: &OsStr, opened: Opened) -> Option<String> {
+    let path = Path::new(target);
+    if target.as_encoded_bytes().starts_with(b"socket:") {
+        return Some(format!("an open socket (descriptor {descriptor})"));
+    }
+    if let Some((_, what)) = GPUS.iter().find(|(name, _)| begins(target, name)) {
+        return Some(format!("{what} ({}, descriptor {descriptor})", path.display()));
+    }
+    if opened.locked {
+        return Some(format!("a lock on {} (descriptor {descriptor})", path.display()));
+    }
+    // Devices with no memory, and what is no file at all (pipes, epoll), are judged by what restores
+    // them.
+    if opened.writable()
+        && path.is_absolute()
+        && !path.starts_with("/dev")
+        && !begins(target, "/memfd:")
+    {
+        return Some(format!("{}, open for writing (descriptor {descriptor})", path.display()));
+    }
+    None
+}
+
+fn begins(target: &OsStr, start: &str) -> bool {
+    target.as_encoded_bytes().starts_with(start.as_bytes())
+}
+
+fn mapped_gpu(smaps: &str) -> Option<&'static str> {
+    let found = |name: &str| {
+        smaps.lines().any(|line| line.split_once(name).is_some_and(|(head, _)| head.ends_with(' ')))
+    };
+    GPUS.iter().find(|(name, _)| found(name)).map(|(_, what)| *what)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::{judge, mapped_gpu};
+    use crate::sys::procfs::Opened;
+
+    fn see(target: &str, flags: i32, locked: bool) -> Option<String> {
+        judge(7, OsStr::new(target), Opened { flags, locked })
+    }
+
+    #[test]
+    fn what_is_bound_to_the_machine_is_refused() {
+        let (read, write) = (libc::O_RDONLY, libc::O_RDWR);
+        assert_eq!(
+            see("socket:[99]", write, false).as_deref(),
+            Some("an open socket (descriptor 7)")
+        );
+        assert!(see("/dev/nvidia0", write, false).is_some_and(|what| what.contains("CUDA")));
+        assert!(
+            see("/var/log/x", write, false).is_some_and(|what| what.contains("open for writing"))
+        );
+        assert!(see("/var/log/x", read, true).is_some_and(|what| what.contains("a lock on")));
+        assert_eq!(see("/var/log/x", read, false), None);
+        assert_eq!(see("/dev/null", write, false), None);
+        assert_eq!(see("pipe:[3]", write, false), None);
+    }
+
+    #[test]
+    fn a_mapped_gpu_is_seen() {
+        let smaps = "7f00-7f01 rw-s 00000000 00:06 431 /dev/nvidiactl\nRss: 4 kB\n";
+        assert_eq!(mapped_gpu(smaps), Some("an initialised CUDA device"));
+        assert_eq!(mapped_gpu("7f00-7f01 r--p 00000000 00:06 431 /home/dev/nvidia/lib.so\n"), None);
+    }
+}

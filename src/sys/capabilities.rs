@@ -1,0 +1,60 @@
+//! Capabilities (capabilities(7)): which ones this process has, which ones a program is given.
+
+#![allow(unsafe_code, reason = "sys")]
+
+use std::io;
+
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::unistd::geteuid;
+
+use super::spawn::Privileges;
+
+/// What CRIU tries to make use of where it has them, and fails: with the first two it takes root's
+/// identity, with the others it sets limits and network options that a namespace's owner may not.
+const HARMFUL: [Capability; 4] = [
+    Capability::CAP_SETUID,
+    Capability::CAP_SETGID,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_SYS_RESOURCE,
+];
+
+/// Whether this process may checkpoint another one of its user in the namespaces that it is in:
+/// the kernel asks for one of the two.
+#[must_use]
+pub fn may_checkpoint() -> bool {
+    [Capability::CAP_CHECKPOINT_RESTORE, Capability::CAP_SYS_ADMIN].into_iter().any(effective)
+}
+
+fn effective(capability: Capability) -> bool {
+    // A kernel that does not know the capability does not grant it.
+    caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
+}
+
+/// Leaves this process, which is about to execute a program, what the program shall have.
+pub(super) fn reduce(privileges: Privileges) -> io::Result<()> {
+    match privileges {
+        Privileges::Ordinary => ordinary(),
+        Privileges::Traceable => {
+            let any = libc::c_ulong::MAX;
+            // SAFETY: an operation without pointers. A kernel without Yama refuses it, and does not
+            // need it.
+            unsafe { libc::prctl(libc::PR_SET_PTRACER, any, 0, 0, 0) };
+            ordinary()
+        }
+        // Root's programs get all that the bounding set has.
+        Privileges::Checkpoint if geteuid().is_root() => Ok(()),
+        Privileges::Checkpoint => {
+            let mut kept = caps::read(None, CapSet::Permitted).map_err(io::Error::other)?;
+            for capability in HARMFUL {
+                kept.remove(&capability);
+            }
+            caps::set(None, CapSet::Inheritable, &kept).map_err(io::Error::other)?;
+            caps::set(None, CapSet::Ambient, &kept).map_err(io::Error::other)
+        }
+    }
+}
+
+fn ordinary() -> io::Result<()> {
+    caps::clear(None, CapSet::Ambient).map_err(io::Error::other)?;
+    caps::set(None, CapSet::Inheritable, &CapsHashSet::new()).map_err(io::Error::other)
+}
