@@ -13,6 +13,8 @@ mod units;
 use std::env;
 use std::io::{self, Write};
 
+use nix::sys::signal::{Signal, raise};
+
 use crate::sys::{self, Explain};
 use crate::{run, snapshot};
 
@@ -96,9 +98,21 @@ fn make(arguments: args::Snapshot, progress: &mut Progress) -> Result<i32, Failu
             for text in output.into_iter().chain(error.traceback()) {
                 let _ = io::stderr().write_all(text.as_bytes());
             }
-            Err(error.into())
+            match error.signal() {
+                Some(signal) => Ok(end_by(signal, &error)),
+                None => Err(error.into()),
+            }
         }
     }
+}
+
+/// Ends as programs do that a signal asked to end: by that signal, so that a shell knows and stops
+/// its script too. Returns the status that a shell would see, should the signal be blocked.
+fn end_by(signal: Signal, error: &dyn Explain) -> i32 {
+    report::print(error);
+    // It comes at once, or not at all.
+    let _ = raise(signal);
+    128 + signal as i32
 }
 
 /// What was typed, with its recipe: the recipe comes first, and what was typed wins.
