@@ -77,7 +77,7 @@ pub fn build(
         let count = rest.partition_point(|placement| placement.range.start < vma.range.end);
         let (here, after) = rest.split_at(count);
         rest = after;
-        builder.vma(process, vma, here)?;
+        builder.vma(memory, vma, here)?;
     }
     let threads = process
         .threads
@@ -177,7 +177,7 @@ impl Builder {
 
     fn vma(
         &mut self,
-        process: &Process,
+        memory: &Memory<'_>,
         vma: &Vma,
         placements: &[Placement],
     ) -> Result<(), NativeError> {
@@ -191,7 +191,10 @@ impl Builder {
                 });
             }
         }
-        for segment in segments(process, vma, placements) {
+        for mut segment in segments(memory.process(), vma, placements) {
+            if segment.content == Content::Anonymous {
+                segment.copies = written(memory, &segment.copies)?;
+            }
             self.segment(vma, segment);
         }
         self.properties(vma);
@@ -362,6 +365,27 @@ impl Builder {
         header.names = encoder.bytes(&names);
         Ok(Built { plan: encoder.finish(header), memory: self.memory, pages: self.pages })
     }
+}
+
+/// The parts of `ranges` that are not zeros: new anonymous memory has those anyway. Libraries touch
+/// large buffers without writing to them.
+fn written(
+    memory: &Memory<'_>,
+    ranges: &[std::ops::Range<u64>],
+) -> Result<Vec<std::ops::Range<u64>>, NativeError> {
+    const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+    let mut written: Vec<std::ops::Range<u64>> = Vec::new();
+    let mut page = [0; PAGE as usize];
+    for start in ranges.iter().flat_map(|range| range.clone().step_by(PAGE as usize)) {
+        if memory.read(start, &mut page)? && page == ZEROS {
+            continue;
+        }
+        match written.last_mut() {
+            Some(last) if last.end == start => last.end += PAGE,
+            _ => written.push(start..start + PAGE),
+        }
+    }
+    Ok(written)
 }
 
 fn add_name(names: &mut Vec<u8>, path: &Path) -> Result<u64, NativeError> {

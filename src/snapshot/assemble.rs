@@ -158,7 +158,7 @@ fn check(recipe: &Recipe, frozen: &Frozen, process: &Process) -> Result<Check, S
         .collect::<Result<_, _>>()?;
     Ok(Check {
         interpreter: frozen.interpreter.path.clone(),
-        argv0: recipe.python.as_ref().map_or_else(|| "python3".into(), |path| path.into()),
+        argv0: recipe.python.as_ref().map_or_else(|| "python3".into(), Into::into),
         libc: libc_version(process),
         kernel: kernel_release(),
         machine: Machine::here(),

@@ -177,9 +177,13 @@ impl<'a> Target<'a> {
     fn until_still(&mut self) -> Result<(), SnapshotError> {
         let there = format!("{} {ORDERS:#x} ", libc::SYS_read);
         loop {
-            let call = self.directory.text("syscall").unwrap_or_default();
-            if call.starts_with(&there) {
-                return self.drain();
+            match self.directory.text("syscall") {
+                Ok(call) if call.starts_with(&there) => return self.drain(),
+                Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                    return Err(SnapshotError::System { what: "trace python", source });
+                }
+                // On its way, or about to be reported as ended.
+                Ok(_) | Err(_) => {}
             }
             let turn = self.turn(None, PollTimeout::from(GLANCE))?;
             if let Some((pid, status)) = turn.ended

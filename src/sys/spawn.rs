@@ -47,7 +47,7 @@ pub enum Privileges {
 
 /// The least number that a descriptor gets while they are being sorted: above every number that is
 /// asked for.
-const CLEAR: RawFd = 300;
+const CLEAR: RawFd = 210;
 
 impl Spawn {
     /// Starts it; the caller reaps it.

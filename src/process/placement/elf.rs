@@ -27,14 +27,16 @@ struct Segment {
 }
 
 /// The objects that the process has mapped.
-pub(super) struct Objects {
+pub(super) struct Objects<'a> {
+    vmas: &'a [Vma],
     segments: HashMap<PathBuf, Vec<Segment>>,
 }
 
-impl Objects {
-    pub(super) fn load(memory: &Memory<'_>) -> Result<Self, ProcessError> {
+impl<'a> Objects<'a> {
+    pub(super) fn load(memory: &Memory<'a>) -> Result<Self, ProcessError> {
+        let vmas = &memory.process().vmas;
         let mut segments = HashMap::new();
-        for vma in &memory.process().vmas {
+        for vma in vmas {
             let VmaKind::File { path, nameless: false, shared: false, .. } = &vma.kind else {
                 continue;
             };
@@ -48,25 +50,20 @@ impl Objects {
                 }
             };
         }
-        Ok(Self { segments })
+        Ok(Self { vmas, segments })
     }
 
-    /// The mapping shows nothing but a part of a loaded segment.
+    /// The mapping shows nothing but segments of an object that is mapped as a loader maps it.
     pub(super) fn is_segment(&self, vma: &Vma) -> bool {
-        self.segment(vma).is_some()
+        self.loaded(vma).is_some()
     }
 
     /// Where the zero-initialised data of mapped objects lies that is not in their files' mappings.
-    pub(super) fn zero_initialised(&self, vmas: &[Vma]) -> Vec<Range<u64>> {
-        let mut ranges: Vec<Range<u64>> = vmas
+    pub(super) fn zero_initialised(&self) -> Vec<Range<u64>> {
+        let mut ranges: Vec<Range<u64>> = self
+            .vmas
             .iter()
-            .filter_map(|vma| {
-                let (offset, segments, segment) = self.segment(vma)?;
-                // Where the mapping is and where the segment wants to be.
-                let wanted = segment.address - segment.address % PAGE
-                    + (offset - (segment.offset - segment.offset % PAGE));
-                Some((vma.range.start.wrapping_sub(wanted), segments))
-            })
+            .filter_map(|vma| self.loaded(vma))
             .flat_map(|(bias, segments)| segments.iter().filter_map(move |one| one.zeros(bias)))
             .collect();
         ranges.sort_unstable_by_key(|range| (range.start, range.end));
@@ -74,21 +71,51 @@ impl Objects {
         ranges
     }
 
-    fn segment(&self, vma: &Vma) -> Option<(u64, &[Segment], &Segment)> {
+    /// What the object's addresses are moved by, and all its segments. The mapping may show several
+    /// segments: the kernel joins mappings that continue each other.
+    fn loaded(&self, vma: &Vma) -> Option<(u64, &[Segment])> {
         let VmaKind::File { path, offset, shared: false, nameless: false, .. } = &vma.kind else {
             return None;
         };
         let segments = self.segments.get(path)?;
         let end = offset.checked_add(vma.length())?;
-        let shown = |segment: &&Segment| {
-            let file = segment.file_pages();
-            file.start <= *offset && end <= file.end
+        segments.iter().map(Segment::shift).find_map(|shift| {
+            let mut at = *offset;
+            while at < end {
+                let next = segments.iter().filter(|segment| segment.shift() == shift);
+                at = next.map(Segment::file_pages).find(|file| file.contains(&at))?.end;
+            }
+            // A page of the file can belong to two segments, so that the mapping alone does not
+            // tell which of them it shows.
+            let bias = vma.range.start.wrapping_sub(offset.wrapping_add(shift));
+            let whole = segments.iter().all(|segment| self.is_mapped(path, segment, bias));
+            whole.then_some((bias, segments.as_slice()))
+        })
+    }
+
+    /// The first page of the segment is where it has to be.
+    fn is_mapped(&self, path: &Path, segment: &Segment, bias: u64) -> bool {
+        let page = segment.file_pages().start;
+        let wanted = bias.wrapping_add(page).wrapping_add(segment.shift());
+        let index = self.vmas.partition_point(|vma| vma.range.end <= wanted);
+        let Some(vma) = self.vmas.get(index).filter(|vma| vma.range.contains(&wanted)) else {
+            return segment.in_file == 0;
         };
-        segments.iter().find(shown).map(|segment| (*offset, segments.as_slice(), segment))
+        match &vma.kind {
+            VmaKind::File { path: mapped, offset, .. } => {
+                mapped == path && offset + (wanted - vma.range.start) == page
+            }
+            _ => segment.in_file == 0,
+        }
     }
 }
 
 impl Segment {
+    /// From a page's offset in the file to where it wants to be.
+    fn shift(&self) -> u64 {
+        (self.address - self.address % PAGE).wrapping_sub(self.offset - self.offset % PAGE)
+    }
+
     fn file_pages(&self) -> Range<u64> {
         let start = self.offset - self.offset % PAGE;
         start..self.offset.saturating_add(self.in_file).next_multiple_of(PAGE)
@@ -192,6 +219,77 @@ pub(super) mod tests {
         for file in [b"".to_vec(), b"\x7fELF".to_vec(), vec![0; 4096]] {
             assert_eq!(read_segments(&One(file), Path::new("/x")).expect("it reads"), []);
         }
+    }
+
+    #[test]
+    fn a_mapping_may_show_segments_that_continue_each_other() {
+        let file = object(&[
+            (0, 0, 0x1000, 0x1000),
+            (0x1e00, 0x3e00, 0x1200, 0x1200),
+            (0x3000, 0x5000, 0x800, 0x2800),
+        ]);
+        let path = PathBuf::from("/lib");
+        let segments = read_segments(&One(file), &path).expect("it reads");
+        let segments = HashMap::from([(path.clone(), segments)]);
+        let vma = |start: u64, pages: u64, offset: u64| Vma {
+            range: start..start + pages * PAGE,
+            prot: 3,
+            kind: VmaKind::File {
+                path: path.clone(),
+                offset,
+                shared: false,
+                writable: false,
+                nameless: false,
+            },
+            growsdown: false,
+            advice: 0,
+            special: crate::process::smaps::VmFlags::default(),
+            heap: false,
+        };
+        let vmas = [vma(0x10_0000, 1, 0), vma(0x10_3000, 3, 0x1000)];
+        let objects = Objects { vmas: &vmas, segments: segments.clone() };
+        assert!(objects.is_segment(&vmas[0]));
+        assert!(objects.is_segment(&vmas[1]));
+        assert_eq!(objects.zero_initialised().first(), Some(&(0x10_6000..0x10_8000)));
+        assert_eq!(objects.zero_initialised().len(), 1);
+        // Not as a loader maps it: a segment elsewhere, something behind the last, nothing but data.
+        for vmas in [
+            vec![vma(0x10_0000, 3, 0)],
+            vec![vma(0x10_0000, 1, 0), vma(0x10_3000, 4, 0x1000)],
+            vec![vma(0x10_3000, 3, 0x1000)],
+        ] {
+            let objects = Objects { vmas: &vmas, segments: segments.clone() };
+            assert!(!objects.is_segment(vmas.last().expect("there is one")));
+        }
+    }
+
+    #[test]
+    fn a_page_of_the_file_that_two_segments_share_does_not_mislead() {
+        // The page at 0x1000 is the end of the first segment and the start of the second, which has
+        // zeros behind it.
+        let file = object(&[(0, 0, 0x1800, 0x1800), (0x1800, 0x2800, 0x100, 0x2000)]);
+        let path = PathBuf::from("/lib");
+        let segments = read_segments(&One(file), &path).expect("it reads");
+        let vma = |start: u64, pages: u64, offset: u64| Vma {
+            range: start..start + pages * PAGE,
+            prot: 3,
+            kind: VmaKind::File {
+                path: path.clone(),
+                offset,
+                shared: false,
+                writable: false,
+                nameless: false,
+            },
+            growsdown: false,
+            advice: 0,
+            special: crate::process::smaps::VmFlags::default(),
+            heap: false,
+        };
+        // The first segment's pages were given different protections.
+        let vmas = [vma(0x10_0000, 1, 0), vma(0x10_1000, 1, 0x1000), vma(0x10_2000, 1, 0x1000)];
+        let objects = Objects { vmas: &vmas, segments: HashMap::from([(path.clone(), segments)]) };
+        assert_eq!(objects.zero_initialised().first(), Some(&(0x10_3000..0x10_5000)));
+        assert_eq!(objects.zero_initialised().len(), 1);
     }
 
     proptest! {

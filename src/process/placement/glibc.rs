@@ -45,8 +45,12 @@ pub(super) struct Books {
     bytes: u64,
 }
 
-/// Claims what can be proven to be malloc's.
-pub(super) fn claim(memory: &Memory<'_>, claims: &mut Claims) -> Result<(), ProcessError> {
+/// Claims the heaps that can be proven to be malloc's. Returns its account of large blocks, if it was
+/// found, for [`claim_blocks`].
+pub(super) fn claim_heaps(
+    memory: &Memory<'_>,
+    claims: &mut Claims,
+) -> Result<Option<Books>, ProcessError> {
     let mut window = Window::new(memory);
     let books = books(memory, &mut window)?;
     let layout = &memory.process().layout;
@@ -57,7 +61,7 @@ pub(super) fn claim(memory: &Memory<'_>, claims: &mut Claims) -> Result<(), Proc
     for heap in arenas(memory, &mut window)? {
         claims.add(heap, Why::MallocArena);
     }
-    Ok(())
+    Ok(books)
 }
 
 /// Looks for malloc's own account in the data of mapped libraries. It is recognised by the start of
@@ -68,10 +72,13 @@ fn books(memory: &Memory<'_>, window: &mut Window<'_>) -> Result<Option<Books>, 
     let data = |vma: &&Vma| {
         vma.prot == READ_WRITE && matches!(vma.kind, VmaKind::File { shared: false, .. })
     };
+    let mut bytes = Vec::new();
     for vma in process.vmas.iter().filter(data) {
-        for run in process.pages.within(vma.range.clone()) {
-            for address in run.range.step_by(8) {
-                let base = window.word(address)?.unwrap_or(0);
+        for run in process.pages.within(vma.range.clone()).map(|run| run.range) {
+            bytes.resize((run.end - run.start) as usize, 0);
+            memory.read(run.start, &mut bytes)?;
+            let words = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
+            for (address, base) in run.step_by(8).zip(words) {
                 if heap.contains(&base)
                     && let Some(books) = books_before(window, address, base)?
                 {
@@ -231,9 +238,12 @@ pub(super) fn covered(vmas: &[Vma], range: &Range<u64>, prot: u32) -> bool {
 }
 
 /// Claims the large blocks. Comes after all else that lies in the same mappings.
-pub(super) fn claim_blocks(memory: &Memory<'_>, claims: &mut Claims) -> Result<(), ProcessError> {
+pub(super) fn claim_blocks(
+    memory: &Memory<'_>,
+    books: Books,
+    claims: &mut Claims,
+) -> Result<(), ProcessError> {
     let mut window = Window::new(memory);
-    let Some(books) = books(memory, &mut window)? else { return Ok(()) };
     let blocks = blocks(memory, &mut window, claims)?;
     // Malloc knows how many there are. More than that means that something else looks like one, and
     // then nobody can tell which.

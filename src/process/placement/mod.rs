@@ -9,6 +9,7 @@
 mod claims;
 mod elf;
 mod glibc;
+mod pymalloc;
 mod window;
 
 use std::ops::Range;
@@ -125,7 +126,7 @@ pub fn placement(memory: &Memory<'_>, fill: u64) -> Result<Vec<Placement>, Proce
     Ok(placements)
 }
 
-fn claims(memory: &Memory<'_>, objects: &Objects) -> Result<Claims, ProcessError> {
+fn claims(memory: &Memory<'_>, objects: &Objects<'_>) -> Result<Claims, ProcessError> {
     let process = memory.process();
     let mut claims = Claims::default();
     for vma in &process.vmas {
@@ -136,19 +137,29 @@ fn claims(memory: &Memory<'_>, objects: &Objects) -> Result<Claims, ProcessError
     for range in &process.adopted {
         claims.add(range.clone(), Why::Resident);
     }
-    stacks(process, &mut claims);
-    for zeros in objects.zero_initialised(&process.vmas) {
+    main_stack(process, &mut claims);
+    for zeros in objects.zero_initialised() {
         for part in anonymous_parts(process, &zeros) {
             claims.add(part, Why::Bss);
         }
     }
-    glibc::claim(memory, &mut claims)?;
-    glibc::claim_blocks(memory, &mut claims)?;
+    let books = glibc::claim_heaps(memory, &mut claims)?;
+    pymalloc::claim(memory, &mut claims)?;
+    if let Some(books) = books {
+        glibc::claim_blocks(memory, books, &mut claims)?;
+    }
+    for vma in process.threads.iter().filter_map(|thread| stack_of(process, thread)) {
+        for (rest, why) in claims.split(vma.range.clone()) {
+            if why.is_none() {
+                claims.add(rest, Why::Stack);
+            }
+        }
+    }
     Ok(claims)
 }
 
 /// What a whole mapping is by its own description.
-fn by_kind(vma: &Vma, objects: &Objects) -> Option<Why> {
+fn by_kind(vma: &Vma, objects: &Objects<'_>) -> Option<Why> {
     if vma.special.intersects(VmFlags::DROPPABLE | VmFlags::WIPE_ON_FORK) {
         return Some(Why::Volatile);
     }
@@ -166,17 +177,15 @@ fn by_kind(vma: &Vma, objects: &Objects) -> Option<Why> {
 /// Bytes below the stack pointer that a function may use without moving it (x86-64 psABI, 3.2.2).
 const RED_ZONE: u64 = 128;
 
-fn stacks(process: &Process, claims: &mut Claims) {
+/// Below the stack pointer the main stack holds nothing that is used. Of a pthread's stack that is not
+/// said: if it was made without a guard, there may be other memory below it in the same mapping.
+fn main_stack(process: &Process, claims: &mut Claims) {
     for thread in &process.threads {
-        let Some(vma) = stack_of(process, thread) else { continue };
-        // Below the stack pointer of a pthread's stack there may be other memory in the same mapping,
-        // if it was made without a guard. Below the main stack there is none.
-        if vma.growsdown {
-            let live = thread.registers.sp.saturating_sub(RED_ZONE) / PAGE * PAGE;
-            let live = live.max(vma.range.start);
-            claims.add(vma.range.start..live, Why::DeadStack);
-            claims.add(live..vma.range.end, Why::Stack);
-        }
+        let Some(vma) = stack_of(process, thread).filter(|vma| vma.growsdown) else { continue };
+        let live = thread.registers.sp.saturating_sub(RED_ZONE) / PAGE * PAGE;
+        let live = live.max(vma.range.start);
+        claims.add(vma.range.start..live, Why::DeadStack);
+        claims.add(live..vma.range.end, Why::Stack);
     }
 }
 
