@@ -67,8 +67,9 @@ fn run(arguments: args::Run) -> Result<i32, Failure> {
 }
 
 fn snapshot(arguments: args::Snapshot) -> Result<i32, Failure> {
-    // Somebody who stops reading must not stop a snapshot in the middle.
-    sys::ignore_broken_pipes();
+    // Somebody who stops reading must not stop a snapshot in the middle, nor may a limit without
+    // a word.
+    sys::survive_failed_writes();
     let json = arguments.json;
     let mut progress = Progress::new(json);
     let taken = make(arguments, &mut progress);

@@ -282,7 +282,7 @@ fn opening_costs() {
     writer.append(&memory()).unwrap();
     let contents = Contents {
         check: &check,
-        plan: &[9; 100_000],
+        plan: &vec![9; 100_000],
         manifest: &manifest(),
         criu: &Archive::default(),
         pages: &[],
