@@ -757,7 +757,7 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
     global _frozen
     # Registered before any import can register its own: called last.
     atexit.register(_leave)
-    for name in _IMPORTED_FOR_US:
+    for name in (__name__, *_IMPORTED_FOR_US):
         sys.modules.pop(name, None)
     json = _without_trace("json")
     job = json.loads(job_json.decode())

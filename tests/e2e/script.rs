@@ -276,16 +276,16 @@ fn death_by_signals_from_outside() {
                 },
             );
         }
-        for handled in [
-            "except KeyboardInterrupt:\n  print('caught')",
-            "finally:\n  print('finally')",
-        ] {
-            it.code(&format!("import time\ntry:\n  print('up', flush=True)\n  time.sleep(100)\n{handled}")).is_as_stock_when(
-                |child| {
-                    child.wait_for("up\n");
-                    child.signal(Signal::SIGINT);
-                },
-            );
+        for handled in
+            ["except KeyboardInterrupt:\n  print('caught')", "finally:\n  print('finally')"]
+        {
+            it.code(&format!(
+                "import time\ntry:\n  print('up', flush=True)\n  time.sleep(100)\n{handled}"
+            ))
+            .is_as_stock_when(|child| {
+                child.wait_for("up\n");
+                child.signal(Signal::SIGINT);
+            });
         }
     });
 }
