@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "this crate runs inside another program")]
 
 mod libc;
+mod program;
 mod python;
 mod syscall;
 mod thaw;
@@ -140,6 +141,7 @@ unsafe extern "C" fn frozen_main(
             give_up(c"the agent has no function", c"thaw");
         }
         let encoding = file_name_encoding();
+        program::note_loaded();
         libc::fflush(null_mut());
         let mut orders = [0_u8; 8];
         wait(channels.orders, &mut orders);
@@ -150,8 +152,10 @@ unsafe extern "C" fn frozen_main(
         if status.failed() {
             (python.Py_ExitStatusException)(status);
         }
-        wake(&python, thaw, argc, argv);
-        libc::exit((python.Py_RunMain)())
+        match wake(&python, thaw, argc, argv) {
+            Some(program) => program::run(&python, agent, program, minor_version(&python)),
+            None => libc::exit((python.Py_RunMain)()),
+        }
     }
 }
 
@@ -338,13 +342,19 @@ unsafe fn arguments(
     }
 }
 
-/// Lets the agent make fresh what a new process would have fresh.
-unsafe fn wake(python: &Python, thaw: Object, argc: c_int, argv: *mut *mut c_char) {
+/// Lets the agent make fresh what a new process would have fresh; it says what is to be run. None
+/// where CRIU has restored the process and nobody has asked for anything.
+unsafe fn wake(
+    python: &Python,
+    thaw: Object,
+    argc: c_int,
+    argv: *mut *mut c_char,
+) -> Option<Object> {
     // SAFETY: the vectors lie on the new process's stack, which stays for good.
     unsafe {
         let thawed = &raw const THAWED;
         if (*thawed).argv.is_null() {
-            return;
+            return None;
         }
         let list = (python.PyList_New)(0);
         for index in 0..argc as usize {
@@ -368,9 +378,10 @@ unsafe fn wake(python: &Python, thaw: Object, argc: c_int, argv: *mut *mut c_cha
             (python.PyErr_Print)();
             libc::exit(OWN_FAILURE);
         }
-        for object in [block, list, done] {
+        for object in [block, list] {
             (python.Py_DecRef)(object);
         }
+        Some(done)
     }
 }
 

@@ -21,6 +21,16 @@ unsafe extern "C" {
     pub(crate) fn lseek(fd: c_int, offset: i64, whence: c_int) -> i64;
     pub(crate) fn close(fd: c_int) -> c_int;
     pub(crate) fn fflush(stream: *mut c_void) -> c_int;
+    pub(crate) fn fopen(path: *const c_char, mode: *const c_char) -> *mut c_void;
+    pub(crate) fn isatty(fd: c_int) -> c_int;
+    pub(crate) fn getpid() -> c_int;
+    pub(crate) fn kill(process: c_int, signal: c_int) -> c_int;
+    pub(crate) fn signal(signal: c_int, handler: usize) -> usize;
+    pub(crate) fn dl_iterate_phdr(
+        each: unsafe extern "C" fn(*const c_void, usize, *mut c_void) -> c_int,
+        data: *mut c_void,
+    ) -> c_int;
+    pub(crate) static mut stdin: *mut c_void;
     pub(crate) fn exit(status: c_int) -> !;
     pub(crate) fn _exit(status: c_int) -> !;
     pub(crate) static mut environ: *mut *mut c_char;

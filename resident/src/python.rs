@@ -33,6 +33,28 @@ impl Status {
     }
 }
 
+/// `PyMethodDef` (Include/methodobject.h).
+#[repr(C)]
+pub(crate) struct Method {
+    pub(crate) name: *const c_char,
+    pub(crate) function: unsafe extern "C" fn(Object, Object) -> Object,
+    pub(crate) flags: c_int,
+    pub(crate) doc: *const c_char,
+}
+
+// SAFETY: it points to what never changes.
+unsafe impl Sync for Method {}
+
+/// `METH_O`: one argument.
+pub(crate) const METH_O: c_int = 8;
+
+/// `PyCompilerFlags` (Include/cpython/compile.h).
+#[repr(C)]
+pub(crate) struct Flags {
+    pub(crate) flags: c_int,
+    pub(crate) feature_version: c_int,
+}
+
 /// Room for a `PyConfig`, whose size differs between versions (about 400 bytes in 3.13).
 #[repr(C, align(16))]
 pub(crate) struct Config([u8; 8192]);
@@ -102,6 +124,23 @@ api! {
     PyList_Append: unsafe extern "C" fn(Object, Object) -> c_int;
     PyLong_FromLong: unsafe extern "C" fn(c_long) -> Object;
     Py_BuildValue: unsafe extern "C" fn(*const c_char, ...) -> Object;
+    Py_FinalizeEx: unsafe extern "C" fn() -> c_int;
+    PyBytes_AsString: unsafe extern "C" fn(Object) -> *mut c_char;
+    PyCFunction_NewEx: unsafe extern "C" fn(*const Method, Object, Object) -> Object;
+    PyErr_ExceptionMatches: unsafe extern "C" fn(Object) -> c_int;
+    PyErr_Fetch: unsafe extern "C" fn(*mut Object, *mut Object, *mut Object);
+    PyErr_NormalizeException: unsafe extern "C" fn(*mut Object, *mut Object, *mut Object);
+    PyExc_KeyboardInterrupt: *const Object;
+    PyExc_SystemExit: *const Object;
+    PyImport_AddModule: unsafe extern "C" fn(*const c_char) -> Object;
+    PyImport_ImportModule: unsafe extern "C" fn(*const c_char) -> Object;
+    PyLong_AsLong: unsafe extern "C" fn(Object) -> c_long;
+    PyModule_GetDict: unsafe extern "C" fn(Object) -> Object;
+    PyRun_AnyFileExFlags: unsafe extern "C" fn(*mut c_void, *const c_char, c_int, *mut Flags) -> c_int;
+    PyRun_FileExFlags: unsafe extern "C" fn(*mut c_void, *const c_char, c_int, Object, Object, c_int, *mut Flags) -> Object;
+    PyRun_StringFlags: unsafe extern "C" fn(*const c_char, c_int, Object, Object, *mut Flags) -> Object;
+    PyUnicode_DecodeFSDefault: unsafe extern "C" fn(*const c_char) -> Object;
+    _Py_NoneStruct: Object;
     Py_DecRef: unsafe extern "C" fn(Object);
     PyErr_Print: unsafe extern "C" fn();
 }

@@ -161,6 +161,7 @@ fn prepare(mut start: Start, mask: u64) -> Result<Job, Obstacle> {
     map(base + text, length, PROT_READ, handover.image, handover.plan_offset)?;
     descriptors::open_all(plan).map_err(Obstacle::Failed)?;
     unregister_rseq(&start, plan).map_err(Obstacle::Failed)?;
+    start.repair_environment(stack.start as usize..stack.end as usize);
     start.cut_environment();
     Ok(Job {
         start,

@@ -107,6 +107,34 @@ impl Start {
         }
     }
 
+    /// Points the vector of the environment at the strings on the stack again. glibc up to 2.36 puts a
+    /// copy of GLIBC_TUNABLES in its place (elf/dl-tunables.c), in memory that is about to go.
+    pub(crate) fn repair_environment(&mut self, stack: core::ops::Range<usize>) {
+        let mut argument = self.argv;
+        let mut string = core::ptr::null::<u8>();
+        // SAFETY: both vectors end with a null pointer; the strings of the first and of the second
+        // lie one after the other, in the order of the vectors, and end with NUL.
+        unsafe {
+            while !argument.read().is_null() {
+                string = argument.read();
+                argument = argument.add(1);
+            }
+            if string.is_null() {
+                return;
+            }
+            for index in 0..self.environment {
+                while string.read() != 0 {
+                    string = string.add(1);
+                }
+                string = string.add(1);
+                let entry = self.envp.add(index);
+                if !stack.contains(&(entry.read() as usize)) {
+                    entry.write(string.cast_mut());
+                }
+            }
+        }
+    }
+
     /// Takes our two strings, the last of the environment, out of it and wipes them.
     pub(crate) fn cut_environment(&mut self) {
         let first = self.environment - 2;

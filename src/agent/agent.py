@@ -743,6 +743,8 @@ class Frozen:
         ]
         self.modules: dict[str, ModuleType] = {}
         self.full_exit = True
+        self.status = 0
+        self.leave: Callable[[int], None] | None = None
 
 
 _frozen: Frozen
@@ -755,7 +757,7 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
     global _frozen
     # Registered before any import can register its own: called last.
     atexit.register(_leave)
-    for name in _IMPORTED_FOR_US:
+    for name in (__name__, *_IMPORTED_FOR_US):
         sys.modules.pop(name, None)
     json = _without_trace("json")
     job = json.loads(job_json.decode())
@@ -800,14 +802,102 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
     _freeze()
 
 
-def thaw(environ: bytes, argv: list[bytes], ignored: int, options: int) -> None:
+def thaw(environ: bytes, argv: list[bytes], ignored: int, options: int) -> bytes:
     """Makes this process's own what must not be the image's. ``environ`` is the environment as a
     NUL-separated block (C's already is this one), ``argv`` the command line of the interpreter,
-    ``ignored`` the signals that the caller ignores (bit n-1 for signal n, as in /proc)."""
+    ``ignored`` the signals that the caller ignores (bit n-1 for signal n, as in /proc). Returns
+    what is to be run, as ``_program`` has it."""
     start = Start(environ, argv, ignored)
     for part in _frozen.parts:
         part.thaw(start)
     _frozen.full_exit = bool(options & FULL_EXIT)
+    return b"" if _frozen.full_exit else _program(start)
+
+
+def _program(start: Start) -> bytes:
+    """What the command line asks for, as CPython has parsed it: ``c`` and the code, ``m`` and the
+    module, ``f`` and the file, with ``sys.path`` and ``__main__`` ready for it as CPython's own main
+    makes them (Modules/main.c, pymain_run_python). Empty for all that is rarer: that main runs it,
+    and leaves by the whole of finalization."""
+    flags = sys.flags
+    if flags.inspect or flags.interactive or start.variable(b"PYTHONINSPECT"):
+        return b""
+    kind, rest = sys.argv[0], len(sys.argv) - 1
+    place = len(sys.orig_argv) - rest - 1
+    what = sys.orig_argv[place]
+    options = sys.orig_argv[1:place]
+    if what[:1] in ("-", "") or any("x" in option for option in options):
+        return b""
+    safe = flags.isolated or getattr(flags, "safe_path", False)
+    try:
+        if kind == "-c":
+            program, search = b"c" + (what + "\n").encode(), ""
+            # From 3.13 on, tracebacks show this code, by ways that only CPython's main knows.
+            if sys.version_info >= (3, 13):
+                return b""
+            sys.audit("cpython.run_command", what)
+        elif kind == "-m":
+            program, search = b"m" + what.encode(), os.getcwd()
+            sys.audit("cpython.run_module", what)
+        elif kind == what and _is_script(what):
+            program, search = b"f" + os.fsencode(what), os.path.dirname(os.path.realpath(what))
+            loader = sys.modules["_frozen_importlib_external"].SourceFileLoader("__main__", what)
+            main = sys.modules["__main__"].__dict__
+            main.update(__file__=what, __cached__=None, __loader__=loader)
+            sys.audit("cpython.run_file", what)
+        else:
+            return b""
+    except (OSError, UnicodeError):
+        return b""
+    if not safe:
+        sys.path.insert(0, search)
+    return program
+
+
+def _is_script(path: str) -> bool:
+    """Whether a file is neither a zip archive nor compiled code, nor something that is read once."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        status = os.fstat(descriptor)
+        # The end of a zip file's directory lies this far from the end of the file at most.
+        furthest = 22 + 65535
+        magic = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER[:2]
+        end = os.pread(descriptor, furthest, max(0, status.st_size - furthest))
+        compiled = path.endswith(".pyc") or os.pread(descriptor, 2, 0) == magic
+        return status.st_mode & 0o170000 == 0o100000 and not compiled and b"PK\5\6" not in end
+    finally:
+        os.close(descriptor)
+
+
+INTERRUPTED = -2
+"""Exit status of a program that SIGINT has ended: the process dies of that signal."""
+
+
+def finish(error: BaseException | None, status: int, leave: Callable[[int], None]) -> int:
+    """The program has ended: by the SystemExit ``error``, or with ``status``. Returns the exit status
+    of the process, and has finalization end it by ``leave``, which does not return, as soon as
+    nothing of the program is left."""
+    main = sys.modules.get("__main__")
+    if main is not None and getattr(main, "__loader__", None) is not None:
+        for name in ("__file__", "__cached__"):
+            main.__dict__.pop(name, None)
+    if error is not None:
+        status = _status(error)
+    _frozen.leave, _frozen.status = leave, status
+    return status
+
+
+def _status(error: BaseException) -> int:
+    """The exit status that a SystemExit asks for (Python/pythonrun.c, _Py_HandleSystemExit)."""
+    code = getattr(error, "code", error)
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        # What C makes of a number: too large a one is -1.
+        return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 0xFF
+    if sys.stderr is not None:
+        _try(lambda: print(code, file=sys.stderr))
+    return 1
 
 
 def _leave() -> None:
@@ -828,15 +918,18 @@ def _leave() -> None:
     for thing in gc.get_objects():
         if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
             _try(thing.flush)
-    sys.__dict__["streams"] = LastWords(_frozen.streams)
+    sys.__dict__["streams"] = LastWords(_frozen)
 
 
 class LastWords:
     """Dies when finalization clears ``sys``, as the standard streams do in an interpreter where no
     frozen module has a reference to them: what was printed since must not be lost."""
 
-    def __init__(self, streams: Streams) -> None:
-        self.streams = [getattr(sys, name, None) for name in ("stdout", "stderr")]
+    def __init__(self, frozen: Frozen) -> None:
+        self.leave, self.status = frozen.leave, frozen.status
+        streams = frozen.streams
+        self.standard = [getattr(sys, name, None) for name in ("stdout", "stderr")]
+        self.streams: list[Any] = []
         for stream in streams.streams[1:]:
             self.streams += [stream.text, stream.buffer]
 
@@ -844,6 +937,14 @@ class LastWords:
         for stream in self.streams:
             if stream is not None:
                 _try(stream.flush)
+        for stream in self.standard:
+            if stream is not None and not getattr(stream, "closed", False):
+                try:
+                    stream.flush()
+                except BaseException:
+                    self.status = 120
+        if self.leave is not None:
+            self.leave(self.status)
 
 
 def _import(names: Sequence[str], report: Report, ledger: Ledger) -> None:

@@ -221,7 +221,8 @@ impl Subject<'_> {
         const IGNORED: u64 = 1;
         let told = self.view.signals().map(|signal| {
             let known = i32::try_from(signal.number).ok().and_then(|n| Signal::try_from(n).ok());
-            let name = known.map_or_else(|| signal.number.to_string(), |name| name.to_string());
+            let name =
+                known.map_or_else(|| format!("signal {}", signal.number), |name| name.to_string());
             format!("{name} {}", if signal.handler == IGNORED { "ignored" } else { "handled" })
         });
         told.collect()

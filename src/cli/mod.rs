@@ -13,6 +13,8 @@ mod units;
 use std::env;
 use std::io::{self, Write};
 
+use nix::sys::signal::{Signal, raise};
+
 use crate::sys::{self, Explain};
 use crate::{run, snapshot};
 
@@ -65,8 +67,9 @@ fn run(arguments: args::Run) -> Result<i32, Failure> {
 }
 
 fn snapshot(arguments: args::Snapshot) -> Result<i32, Failure> {
-    // Somebody who stops reading must not stop a snapshot in the middle.
-    sys::ignore_broken_pipes();
+    // Somebody who stops reading must not stop a snapshot in the middle, nor may a limit without
+    // a word.
+    sys::survive_failed_writes();
     let json = arguments.json;
     let mut progress = Progress::new(json);
     let taken = make(arguments, &mut progress);
@@ -96,9 +99,21 @@ fn make(arguments: args::Snapshot, progress: &mut Progress) -> Result<i32, Failu
             for text in output.into_iter().chain(error.traceback()) {
                 let _ = io::stderr().write_all(text.as_bytes());
             }
-            Err(error.into())
+            match error.signal() {
+                Some(signal) => Ok(end_by(signal, &error)),
+                None => Err(error.into()),
+            }
         }
     }
+}
+
+/// Ends as programs do that a signal asked to end: by that signal, so that a shell knows and stops
+/// its script too. Returns the status that a shell would see, should the signal be blocked.
+fn end_by(signal: Signal, error: &dyn Explain) -> i32 {
+    report::print(error);
+    // It comes at once, or not at all.
+    let _ = raise(signal);
+    128 + signal as i32
 }
 
 /// What was typed, with its recipe: the recipe comes first, and what was typed wins.

@@ -168,7 +168,11 @@ fn ask_version(path: &Path) -> Result<Version, CriuError> {
 
 /// Lets CRIU look at this kernel with the rights that a dump would have. Where these are not to be
 /// had, it is not CRIU's fault, and the dump will say so.
-fn check(path: &Path) -> Result<(), String> {
+///
+/// # Errors
+///
+/// What CRIU has against the kernel, or why it could not be asked, as one sentence.
+pub fn check(path: &Path) -> Result<(), String> {
     let isolation = if may_checkpoint() { Isolation::Host } else { Isolation::UserNamespace };
     let Ok(mut keeper) = Keeper::start(isolation, &[]) else { return Ok(()) };
     let (mut reader, writer) = io::pipe().map_err(|error| error.to_string())?;

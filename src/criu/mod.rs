@@ -11,7 +11,7 @@ mod version;
 
 pub use cache::runtime_directory;
 pub use error::{CriuError, Reason};
-pub use find::{Criu, PREFIX_BINARY, find};
+pub use find::{Criu, PREFIX_BINARY, check, find};
 pub use log::Log;
 pub use request::Dump;
 pub use swrk::Worker;

@@ -96,6 +96,12 @@ pub enum Fault {
         /// Format version of this program.
         known: u32,
     },
+    /// Not even all of its header is there.
+    #[error("it ends after {is} bytes, within its header")]
+    CutOff {
+        /// Length of the file.
+        is: u64,
+    },
     /// Not all of it is there.
     #[error("it is {is} bytes long and should be {should}")]
     WrongLength {
@@ -204,6 +210,7 @@ impl Fault {
             Self::Newer { .. } => "use the version of preloaded-criu that made it, or make it again with this one",
             Self::Empty
             | Self::Older { .. }
+            | Self::CutOff { .. }
             | Self::WrongLength { .. }
             | Self::Damaged(_)
             | Self::Malformed { .. } => "make the image again with `preloaded-criu snapshot --force`",

@@ -150,7 +150,7 @@ impl Header {
             return Err(Fault::Foreign);
         }
         let Ok(mut whole) = <[u8; PAGE_BYTES]>::try_from(page) else {
-            return Err(Fault::WrongLength { is: length, should: PAGE });
+            return Err(Fault::CutOff { is: length });
         };
         let damaged = || Fault::Damaged(Part::Header);
         let mut cursor = Cursor::new(&page[MAGIC.len()..]);
@@ -246,8 +246,8 @@ mod tests {
         assert!(matches!(decode(b""), Fault::Empty));
         assert!(matches!(decode(b"#!/bin/sh\n"), Fault::Foreign));
         assert!(matches!(decode(&[0; PAGE_BYTES]), Fault::Foreign));
-        assert!(matches!(decode(&page[..7]), Fault::WrongLength { .. }));
-        assert!(matches!(decode(&page[..PAGE_BYTES - 1]), Fault::WrongLength { .. }));
+        assert!(matches!(decode(&page[..7]), Fault::CutOff { .. }));
+        assert!(matches!(decode(&page[..PAGE_BYTES - 1]), Fault::CutOff { .. }));
         assert!(matches!(decode(&forged(|page| page[8] = 2)), Fault::Newer { found: 2, known: 1 }));
         assert!(matches!(decode(&forged(|page| page[8] = 0)), Fault::Older { found: 0, .. }));
         assert!(matches!(

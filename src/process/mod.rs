@@ -12,6 +12,7 @@ mod memory;
 pub mod messages;
 mod pages;
 pub mod placement;
+mod refusals;
 mod rewrite;
 pub mod smaps;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use descriptor::{Descriptor, DescriptorKind, OpenFile};
 pub use error::{Damage, Inconsistency, ProcessError, SmapsError};
 pub use memory::{FileContent, Memory, OnDisk};
 pub use pages::{PAGE, PageRun, PageSource, Pages};
+pub use refusals::{MappingRefusal, Refusal, ThreadRefusal};
 pub use thread::{Component, FloatingPoint, Registers, Rseq, SignalStack, Thread};
 pub use vma::{Vma, VmaKind};
 

@@ -1,6 +1,8 @@
 //! A dump directory made by hand, for tests.
 
+use std::fmt::Write;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use protobuf::{EnumOrUnknown, Message, MessageField};
@@ -22,7 +24,9 @@ use super::messages::task::{
     Thread_core_entry, Thread_sas_entry,
 };
 use super::pages::PAGE;
+use super::smaps::Smaps;
 use super::vma::status;
+use super::{Process, Vma};
 
 /// What is to be dumped; [`Dump::write`] makes CRIU's files of it.
 #[derive(Clone)]
@@ -205,6 +209,17 @@ impl Dump {
         }
         folder
     }
+}
+
+/// What the kernel would list for the process, with these flags for each mapping.
+pub(crate) fn smaps<'a>(process: &Process, flags: impl Fn(&Vma) -> &'a str) -> Smaps {
+    let mut text = String::new();
+    for vma in &process.vmas {
+        let Range { start, end } = vma.range;
+        writeln!(text, "{start:x}-{end:x} rw-p 0 0 0\nVmFlags: {}", flags(vma))
+            .expect("a string takes all");
+    }
+    Smaps::parse(text.as_bytes()).expect("it is right")
 }
 
 fn core(sp: u64) -> Core_entry {

@@ -19,11 +19,11 @@ use crate::process::placement::{How, Placement, placement};
 use crate::process::smaps::Smaps;
 use crate::process::{Memory, OnDisk, PageSource, Process, ProcessError, VmaKind};
 
-use super::SnapshotError;
 use super::frozen::Frozen;
 use super::recipe::Recipe;
-use crate::image;
+use super::{Refusal, SnapshotError};
 use crate::sys::keeper::Isolation;
+use crate::{image, process};
 
 /// Writes the image of a dump; returns its length in bytes.
 ///
@@ -39,15 +39,20 @@ pub(super) fn assemble(
     let smaps = Smaps::parse(frozen.smaps.as_bytes()).map_err(ProcessError::Smaps)?;
     process.annotate(&smaps)?;
     process.adopt(&frozen.resident, frozen.resident_bytes);
+    let own: Vec<u32> = u32::try_from(frozen.orders).into_iter().collect();
+    let refusals = process.refusals(&own);
+    if !refusals.is_empty() {
+        let named = |refusal: &process::Refusal| Refusal {
+            what: refusal.to_string(),
+            owner: refusal.owner(),
+        };
+        return Err(SnapshotError::Refused(refusals.iter().map(named).collect()));
+    }
     let files = OnDisk::default();
     let memory = Memory::open(&process, &files)?;
     let placements = placement(&memory, FILL)?;
     let xsave = XsaveLayout::of_this_machine().ok_or(SnapshotError::Xsave)?;
-    let facts = Facts {
-        thaw: frozen.ready.thaw,
-        default_sigint: true,
-        own_descriptors: u32::try_from(frozen.orders).into_iter().collect(),
-    };
+    let facts = Facts { thaw: frozen.ready.thaw, default_sigint: true, own_descriptors: own };
     let built = build(&memory, &placements, &facts, &xsave, writer.position())?;
     write_memory(&built, &memory, frozen, &mut writer)?;
     let check = check(recipe, frozen, &process)?;

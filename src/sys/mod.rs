@@ -17,7 +17,7 @@ mod startup;
 mod vdso;
 
 pub use explain::Explain;
-pub use startup::{fill_standard_descriptors, ignore_broken_pipes};
+pub use startup::{fill_standard_descriptors, survive_failed_writes};
 pub use vdso::vdso;
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};

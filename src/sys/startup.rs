@@ -20,10 +20,12 @@ pub fn fill_standard_descriptors() {
     }
 }
 
-/// From now on, writing to a pipe that nobody reads is an error and not the end. Programs that are
-/// started by `std::process::Command` do not inherit it.
-pub fn ignore_broken_pipes() {
-    // SAFETY: no handler is installed, so no code can run at a bad time. The call fails only for
-    // signals that cannot be ignored.
-    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
+/// From now on, writing to a pipe that nobody reads, or past the limit for the size of files, is an
+/// error and not the end. It is inherited: programs that are started have to be given the defaults.
+pub fn survive_failed_writes() {
+    for failed in [Signal::SIGPIPE, Signal::SIGXFSZ] {
+        // SAFETY: no handler is installed, so no code can run at a bad time. The call fails only
+        // for signals that cannot be ignored.
+        let _ = unsafe { signal(failed, SigHandler::SigIgn) };
+    }
 }

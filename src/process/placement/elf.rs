@@ -172,7 +172,7 @@ pub(super) mod tests {
     use super::*;
 
     /// An ELF file with these segments: offset, address, length in the file, length in memory.
-    pub(in crate::process) fn object(segments: &[(u64, u64, u64, u64)]) -> Vec<u8> {
+    pub(in crate::process::placement) fn object(segments: &[(u64, u64, u64, u64)]) -> Vec<u8> {
         let mut file = vec![0; HEADER];
         file[..6].copy_from_slice(b"\x7fELF\x02\x01");
         file[18] = 62;

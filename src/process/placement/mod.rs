@@ -10,13 +10,15 @@ mod claims;
 mod elf;
 mod glibc;
 mod pymalloc;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use std::ops::Range;
 
 use super::pages::PAGE;
 use super::smaps::VmFlags;
-use super::{Memory, Process, ProcessError, Thread, Vma, VmaKind};
+use super::{Memory, Pages, Process, ProcessError, Thread, Vma, VmaKind};
 use claims::Claims;
 use elf::Objects;
 
@@ -105,13 +107,17 @@ impl Why {
 }
 
 /// Says for each private mapping, and each shared mapping of a file, how its content comes back: all
-/// their addresses, in order. `fill` is how many pages that were not dumped may lie between two that
-/// are mapped from the image so that one mapping is made of all.
+/// their addresses, in order.
+///
+/// Every change of source costs a mapping when the process is restored. So up to `fill` pages that
+/// were not dumped, between two that are mapped from the image, are put into the image too, across
+/// the border of two mappings as well if these have the same protection and advice: whoever lays
+/// out the image can then make one mapping of neighbours.
 pub fn placement(memory: &Memory<'_>, fill: u64) -> Result<Vec<Placement>, ProcessError> {
     let process = memory.process();
     let objects = Objects::load(memory)?;
     let claims = claims(memory, &objects)?;
-    let mut placements = Vec::new();
+    let mut pieces: Vec<Piece<'_>> = Vec::new();
     for vma in &process.vmas {
         let plain = match &vma.kind {
             VmaKind::Anonymous => Why::Untouched,
@@ -119,11 +125,91 @@ pub fn placement(memory: &Memory<'_>, fill: u64) -> Result<Vec<Placement>, Proce
             _ => continue,
         };
         for (range, claim) in claims.split(vma.range.clone()) {
-            let why = claim.unwrap_or(Why::Unproven);
-            place(process, &range, why, plain, fill, &mut placements);
+            cut(&process.pages, range, claim.unwrap_or(Why::Unproven), plain, vma, &mut pieces);
         }
     }
-    Ok(placements)
+    fill_gaps(&mut pieces, fill.saturating_mul(PAGE));
+    Ok(join(&pieces))
+}
+
+/// A range of one owner in one mapping, all of which was dumped or none.
+struct Piece<'a> {
+    range: Range<u64>,
+    vma: &'a Vma,
+    /// Whose it is.
+    owner: Why,
+    /// What is to become of it.
+    why: Why,
+}
+
+/// Cuts a range of one owner into what was dumped and what was not.
+fn cut<'a>(
+    pages: &Pages,
+    range: Range<u64>,
+    owner: Why,
+    plain: Why,
+    vma: &'a Vma,
+    pieces: &mut Vec<Piece<'a>>,
+) {
+    let mut put = |range: Range<u64>, why: Why| {
+        if range.start < range.end {
+            pieces.push(Piece { range, vma, owner, why });
+        }
+    };
+    if owner.how() == How::Zero {
+        return put(range, owner);
+    }
+    let mut done = range.start;
+    for run in pages.within(range.clone()).map(|run| run.range) {
+        put(done..run.start, plain);
+        done = run.end;
+        put(run, owner);
+    }
+    put(done..range.end, plain);
+}
+
+/// Turns short gaps between mapped pieces into mapped pieces.
+fn fill_gaps(pieces: &mut [Piece<'_>], most: u64) {
+    let mut last: Option<usize> = None;
+    for index in 0..pieces.len() {
+        if pieces[index].why.how() != How::Map {
+            continue;
+        }
+        if let Some(before) = last {
+            let gap = pieces[index].range.start - pieces[before].range.end;
+            let stretch = &pieces[before..=index];
+            if gap <= most && stretch.windows(2).all(|pair| pair[0].continues(&pair[1])) {
+                for piece in &mut pieces[before + 1..index] {
+                    piece.why = piece.owner;
+                }
+            }
+        }
+        last = Some(index);
+    }
+}
+
+impl Piece<'_> {
+    /// One mapping of the image could be made of both.
+    fn continues(&self, next: &Self) -> bool {
+        let one = |vma: &Vma| (vma.prot, vma.advice, vma.special);
+        self.range.end == next.range.start
+            && self.owner.how() == How::Map
+            && next.owner.how() == How::Map
+            && one(self.vma) == one(next.vma)
+    }
+}
+
+/// Joins neighbours in one mapping to which the same happens for the same reason.
+fn join(pieces: &[Piece<'_>]) -> Vec<Placement> {
+    let joined = |one: &Piece<'_>, next: &Piece<'_>| {
+        one.vma.range == next.vma.range && one.range.end == next.range.start && one.why == next.why
+    };
+    let placement = |group: &[Piece<'_>]| {
+        let (first, last) = (group.first()?, group.last()?);
+        let range = first.range.start..last.range.end;
+        Some(Placement { range, how: first.why.how(), why: first.why })
+    };
+    pieces.chunk_by(joined).filter_map(placement).collect()
 }
 
 fn claims(memory: &Memory<'_>, objects: &Objects<'_>) -> Result<Claims, ProcessError> {
@@ -206,44 +292,4 @@ fn anonymous_parts(process: &Process, range: &Range<u64>) -> Vec<Range<u64>> {
         .filter(|vma| vma.kind == VmaKind::Anonymous)
         .map(|vma| vma.range.start.max(range.start)..vma.range.end.min(range.end))
         .collect()
-}
-
-/// Cuts a range of one owner into what was dumped and what was not.
-fn place(
-    process: &Process,
-    range: &Range<u64>,
-    why: Why,
-    plain: Why,
-    fill: u64,
-    placements: &mut Vec<Placement>,
-) {
-    let mut put = |range: Range<u64>, why: Why| {
-        if range.start < range.end {
-            placements.push(Placement { range, how: why.how(), why });
-        }
-    };
-    if why == plain || why.how() == How::Zero {
-        return put(range.clone(), why);
-    }
-    let most = if why.how() == How::Map { fill.saturating_mul(PAGE) } else { 0 };
-    let mut done = range.start;
-    let mut open: Option<Range<u64>> = None;
-    for run in process.pages.within(range.clone()).map(|run| run.range) {
-        open = Some(match open {
-            Some(last) if run.start - last.end <= most => last.start..run.end,
-            Some(last) => {
-                put(done..last.start, plain);
-                done = last.end;
-                put(last, why);
-                run
-            }
-            None => run,
-        });
-    }
-    if let Some(last) = open {
-        put(done..last.start, plain);
-        done = last.end;
-        put(last, why);
-    }
-    put(done..range.end, plain);
 }

@@ -4,7 +4,7 @@
 //! agreement: the table's entry says where the arena is, and the pools in the arena say the entry's
 //! index.
 //!
-//! Facts: Objects/obmalloc.c and Include/internal/pycore_obmalloc.h of `CPython` 3.10 to 3.14
+//! Facts: Objects/obmalloc.c and `Include/internal/pycore_obmalloc.h` of `CPython` 3.10 to 3.14
 //! (`arena_object`, `pool_header`, `ARENA_BITS`, `POOL_BITS`). A free-threaded build has no such arenas.
 
 use std::ops::Range;
@@ -101,7 +101,7 @@ fn heads(bytes: &[u8], length: usize) -> Vec<usize> {
     let mut found = Vec::new();
     let (words, _) = bytes[..length].as_chunks::<8>();
     for (index, word) in words.iter().enumerate() {
-        if word[0] == 0 && word[1] & 15 == 0 && (word[4] | word[5]) != 0 {
+        if word[0] == 0 && word[1].trailing_zeros() >= 4 && (word[4] | word[5]) != 0 {
             found.push(8 * index);
         }
     }
