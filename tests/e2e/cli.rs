@@ -4,7 +4,8 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::{Context, Recipe, Who, as_root, everywhere, for_everyone, for_makers};
+use crate::support::image::arguments;
+use crate::support::{Context, Recipe, Who, as_root, everywhere, for_everyone, for_makers, shared};
 
 fn json(it: &Context, arguments: &[&str]) -> Value {
     let outcome = it.program(arguments).run().succeeds();
@@ -115,8 +116,12 @@ fn export_writes_the_files_of_criu() {
 #[test]
 fn criu_restores_what_was_exported() {
     as_root(|it| {
-        let image = it.image(Recipe::Lively);
-        it.program(["export".as_ref(), image.as_os_str(), "folder".as_ref()]).run().succeeds();
+        // CRIU wants the directory that the process was in.
+        it.snapshot(arguments(it.seat, Recipe::Lively))
+            .env("PYTHONPATH", shared().modules())
+            .run()
+            .succeeds();
+        it.program(["export", "snap.img", "folder"]).run().succeeds();
         // In a PID namespace every PID is free. The frozen process waits for its orders, so that it
         // is there and sits in read(2) is all that there is to see.
         let script = r#"

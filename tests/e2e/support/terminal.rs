@@ -1,6 +1,7 @@
 //! A terminal with a person at it.
 
-use std::fs::{File, OpenOptions};
+use std::cell::Cell;
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -19,7 +20,7 @@ use nix::unistd::Pid;
 
 use super::run::{Command, lossy};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The terminal. What the programs in it write is read all the time. Dropping it hangs it up, as
 /// closing a window does.
@@ -28,6 +29,7 @@ pub(crate) struct Terminal {
     name: PathBuf,
     screen: Arc<(Mutex<Vec<u8>>, Condvar)>,
     seen: usize,
+    leader: Cell<u32>,
 }
 
 impl Terminal {
@@ -38,8 +40,15 @@ impl Terminal {
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let name = PathBuf::from(ptsname_r(&master).unwrap());
-        let terminal = Self { master: Arc::new(master), name, screen: Arc::default(), seen: 0 };
-        terminal.resize(24, 80);
+        let terminal = Self {
+            master: Arc::new(master),
+            name,
+            screen: Arc::default(),
+            seen: 0,
+            leader: Cell::new(0),
+        };
+        terminal.set_lines(24);
+        terminal.set_columns(80);
         terminal
     }
 
@@ -68,6 +77,7 @@ impl Terminal {
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         drop(command);
+        self.leader.set(child.id());
         self.read();
         Session { child, ended: false }
     }
@@ -91,8 +101,17 @@ impl Terminal {
         });
     }
 
-    /// Types.
+    /// Types, when the program in the foreground waits: a key that comes too early is another one.
     pub(crate) fn press(&self, keys: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut last = String::new();
+        let mut unchanged = 0;
+        while unchanged < 4 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+            let now = foreground(self.leader.get()).unwrap_or_default();
+            unchanged = if now == last && !now.is_empty() { unchanged + 1 } else { 0 };
+            last = now;
+        }
         (&*self.master).write_all(keys.as_bytes()).unwrap();
     }
 
@@ -121,8 +140,13 @@ impl Terminal {
     }
 
     /// Changes the window's size.
-    pub(crate) fn resize(&self, lines: u32, columns: u32) {
-        self.stty(&["rows", &lines.to_string(), "columns", &columns.to_string()]);
+    pub(crate) fn set_lines(&self, lines: u32) {
+        self.stty(&["rows", &lines.to_string()]);
+    }
+
+    /// Changes the window's size.
+    pub(crate) fn set_columns(&self, columns: u32) {
+        self.stty(&["columns", &columns.to_string()]);
     }
 
     /// The terminal's modes.
@@ -136,6 +160,21 @@ impl Terminal {
         assert!(output.status.success(), "{output:?}");
         lossy(&output.stdout)
     }
+}
+
+/// What the main thread of the foreground process has done so far, if it is asleep.
+fn foreground(leader: u32) -> Option<String> {
+    let stat = |pid: &str| fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    let fields = |stat: &str| -> Option<Vec<String>> {
+        Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
+    };
+    let group = fields(&stat(&leader.to_string())?)?.get(5)?.clone();
+    let foreground = fields(&stat(&group)?)?;
+    let switches = fs::read_to_string(format!("/proc/{group}/status")).ok()?;
+    let switches = switches.split_once("voluntary_ctxt_switches")?.1.to_owned();
+    // State, and the time it has used.
+    let [state, used, system] = [0, 11, 12].map(|field| foreground.get(field));
+    (state? == "S").then(|| format!("{group} {used:?} {system:?} {switches}"))
 }
 
 /// A command in a terminal.
