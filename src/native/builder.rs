@@ -420,12 +420,17 @@ fn finish_read(memory: &Memory<'_>, main: &mut FrozenThread) -> Result<(), Nativ
 }
 
 fn signals(process: &Process, facts: &Facts) -> Vec<Signal> {
+    /// The C library's own signals (nptl(7)). posix_spawn(3) leaves them ignored in what it starts,
+    /// which says nothing about the program.
+    const INTERNAL: [u32; 2] = [32, 33];
+    const IGNORED: u64 = 1;
     /// SIGINT, the only signal for which CPython has a handler of its own (Modules/signalmodule.c).
     const SIGINT: u64 = 2;
     process
         .signals
         .iter()
         .filter(|signal| signal.handler != 0)
+        .filter(|signal| signal.handler != IGNORED || !INTERNAL.contains(&signal.number))
         .map(|signal| {
             let number = u64::from(signal.number);
             Signal {
