@@ -11,6 +11,7 @@
 mod libc;
 mod program;
 mod python;
+mod swap;
 mod syscall;
 mod thaw;
 
@@ -283,6 +284,7 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
             c"orders".as_ptr(),
             channels.orders,
         );
+        swap::offer(python, module, minor_version(python));
         let prepare = (python.PyObject_GetAttrString)(module, c"prepare".as_ptr());
         let done =
             (python.PyObject_CallFunction)(prepare, c"OiO".as_ptr(), job, channels.report, facts);

@@ -905,6 +905,45 @@ def _leave() -> None:
     one writes to the module's memory, and there are thousands."""
     if not _kept or _frozen.full_exit:
         return
+    if _swap is None:
+        _hide_one_by_one()
+    else:
+        _hide_at_once(_swap)
+    # What the program has hung into a frozen module is not torn down, but no data may be lost.
+    for thing in gc.get_objects():
+        if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
+            _try(thing.flush)
+    sys.__dict__["streams"] = LastWords(_frozen)
+
+
+_swap: Callable[[dict[str, Any], dict[str, Any]], None] | None = None
+"""Exchanges the contents of two dictionaries; from the resident, for interpreters that it knows."""
+
+
+_MOVED_AT_MOST = 16
+
+
+def _hide_at_once(swap: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """The modules of the program came after the frozen ones; looking at each of those would touch
+    all of their memory. A program may have moved some of them among its own."""
+    everything: dict[str, ModuleType] = {}
+    swap(sys.modules, everything)
+    _kept.append(everything)
+    own: list[tuple[str, ModuleType]] = []
+    in_a_row = 0
+    for item in reversed(everything.items()):
+        if _frozen.modules.get(item[0]) is item[1]:
+            in_a_row += 1
+            if in_a_row == _MOVED_AT_MOST:
+                break
+        elif item[0] not in _TORN_DOWN:
+            in_a_row = 0
+            own.append(item)
+    own += [(name, everything[name]) for name in reversed(_TORN_DOWN) if name in everything]
+    sys.modules.update(reversed(own))
+
+
+def _hide_one_by_one() -> None:
     modules, frozen = sys.modules, _frozen.modules
     own: list[tuple[str, ModuleType]] = []
     while modules:
@@ -914,11 +953,6 @@ def _leave() -> None:
         else:
             _kept.append(item)
     modules.update(reversed(own))
-    # What the program has hung into a frozen module is not torn down, but no data may be lost.
-    for thing in gc.get_objects():
-        if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
-            _try(thing.flush)
-    sys.__dict__["streams"] = LastWords(_frozen)
 
 
 class LastWords:
