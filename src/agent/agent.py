@@ -556,6 +556,10 @@ class Identity:
     def thaw(self, start: Start) -> None:
         if self.threading:
             self.threading._main_thread._native_id = _thread.get_native_id()
+            if _native_id is not None and len(self.threading._active) > 1:
+                for thread in self.threading._active.values():
+                    if thread is not self.threading._main_thread:
+                        thread._native_id = _native_id(thread.ident)
         if self.logging:
             clock = time.time if isinstance(self.logging._startTime, float) else time.time_ns
             self.logging._startTime = clock()
@@ -915,6 +919,9 @@ def _leave() -> None:
             _try(thing.flush)
     sys.__dict__["streams"] = LastWords(_frozen)
 
+
+_native_id: Callable[[int], int] | None = None
+"""The TID that a thread has now; from the resident."""
 
 _swap: Callable[[dict[str, Any], dict[str, Any]], None] | None = None
 """Exchanges the contents of two dictionaries; from the resident, for interpreters that it knows."""

@@ -1,18 +1,29 @@
-//! Exchanges the contents of two dictionaries without looking at them.
+//! Functions of the agent's that Python has no words for.
 //!
-//! The agent hides thousands of frozen modules from finalization. Moving them one by one would count
-//! references, which writes to the memory of each.
+//! `_swap` exchanges the contents of two dictionaries without looking at them: the agent hides thousands of frozen modules from finalization, and moving them one by one would count
+//! references, which writes to the memory of each. `_native_id` says which TID a thread has now.
 
 use core::ffi::{c_char, c_int};
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::python::{METH_VARARGS, Method, Object, Python};
+use crate::python::{METH_O, METH_VARARGS, Method, Object, Python};
+use crate::thaw::TID_OFFSET;
 
 /// `swap(one, other)` in Python.
 static SWAP: Method =
     Method { name: c"swap".as_ptr(), function: swap, flags: METH_VARARGS, doc: core::ptr::null() };
 
+/// `native_id(ident)` in Python.
+static NATIVE_ID: Method = Method {
+    name: c"native_id".as_ptr(),
+    function: native_id,
+    flags: METH_O,
+    doc: core::ptr::null(),
+};
+
+/// Address of `PyLong_AsLong`.
+static AS_LONG: AtomicU64 = AtomicU64::new(0);
 /// Address of `PyTuple_GetItem`, and of `Py_BuildValue`.
 static GET_ITEM: AtomicU64 = AtomicU64::new(0);
 static BUILD: AtomicU64 = AtomicU64::new(0);
@@ -23,7 +34,7 @@ type Contents = [u64; 4];
 /// `PyObject_HEAD` of an interpreter with a global lock: reference count and type.
 const HEAD: usize = 16;
 
-/// Gives the agent the function, where this interpreter's dictionaries are known.
+/// Gives the agent the functions; the first only where this interpreter's dictionaries are known.
 ///
 /// # Safety
 ///
@@ -31,12 +42,16 @@ const HEAD: usize = 16;
 pub(crate) unsafe fn offer(python: &Python, agent: Object, minor: u64) {
     // SAFETY: the caller's promise.
     unsafe {
+        BUILD.store(python.Py_BuildValue as *const () as u64, Ordering::Relaxed);
+        AS_LONG.store(python.PyLong_AsLong as *const () as u64, Ordering::Relaxed);
+        let function = (python.PyCFunction_NewEx)(&raw const NATIVE_ID, null_mut(), null_mut());
+        (python.PyObject_SetAttrString)(agent, c"_native_id".as_ptr(), function);
+        (python.Py_DecRef)(function);
         let version = (python.Py_GetVersion)();
         if !(10..=13).contains(&minor) || contains(version, b"free-threading") {
             return;
         }
         GET_ITEM.store(python.PyTuple_GetItem as *const () as u64, Ordering::Relaxed);
-        BUILD.store(python.Py_BuildValue as *const () as u64, Ordering::Relaxed);
         let function = (python.PyCFunction_NewEx)(&raw const SWAP, null_mut(), null_mut());
         (python.PyObject_SetAttrString)(agent, c"_swap".as_ptr(), function);
         (python.Py_DecRef)(function);
@@ -71,5 +86,20 @@ unsafe extern "C" fn swap(_: Object, arguments: Object) -> Object {
         let none: unsafe extern "C" fn(*const c_char, ...) -> Object =
             core::mem::transmute(BUILD.load(Ordering::Relaxed) as *const ());
         none(c"".as_ptr())
+    }
+}
+
+/// The TID of a thread of this process by its `pthread_t`, which Python calls its identifier: glibc
+/// keeps it there, at the same offset in all threads, and the restore has put the new one in its
+/// place.
+unsafe extern "C" fn native_id(_: Object, ident: Object) -> Object {
+    // SAFETY: the agent calls it with the identifier of a living thread.
+    unsafe {
+        let as_long: unsafe extern "C" fn(Object) -> core::ffi::c_long =
+            core::mem::transmute(AS_LONG.load(Ordering::Relaxed) as *const ());
+        let build: unsafe extern "C" fn(*const c_char, ...) -> Object =
+            core::mem::transmute(BUILD.load(Ordering::Relaxed) as *const ());
+        let thread = as_long(ident).cast_unsigned().wrapping_add(TID_OFFSET);
+        build(c"i".as_ptr(), (thread as *const c_int).read())
     }
 }
