@@ -23,7 +23,7 @@ fn content_is_as_it_was() {
         let code = r"
 print([array == blocks._pattern[:size] for array, size in zip(arrays, SIZES)])
 print([string == blocks._pattern[:size] for string, size in zip(strings, SIZES)])
-print([intact(*block) for block in blocks.blocks], all(intact(*block) for block in small))
+print([intact(*block) for block in chunks], all(intact(*block) for block in small))
 print(lists[0] == list(range(len(lists[0]))), all(table[n] == str(n) for n in table), len(table))
 print(private[:] == blocks._pattern[:4 * MB], growing[:] == blocks._pattern[:MB], blocks._pattern == pattern(100 * MB))
 ";
@@ -63,7 +63,7 @@ table.update((n, str(n)) for n in range(100_000, 1_000_000)); print(all(table[n]
 fn blocks_of_c_grow_and_shrink() {
     for_everyone(|it| {
         let code = r"
-for address, size in blocks.blocks:
+for address, size in chunks:
     for new in (size + 1, 2 * size, 2 * size + 4096, 4 * size + 123, size, size // 2):
         address = libc.realloc(address, new)
         assert address and intact(address, min(size, new)), (size, new)

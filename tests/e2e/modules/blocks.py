@@ -38,7 +38,7 @@ def allocate(size):
     return address
 
 
-blocks = [(allocate(size), size) for size in SIZES]
+chunks = [(allocate(size), size) for size in SIZES]
 # Below the threshold from which malloc maps blocks: these lie in the heap.
 small = [(allocate(60_000), 60_000) for _ in range(300)]
 

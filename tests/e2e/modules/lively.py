@@ -92,3 +92,11 @@ def ask(function):
     requests.put((len(idents), function))
     _, result, tid = answers.get(timeout=20)
     return result, tid
+
+
+def settle(count):
+    """Whether there are so many tasks, once those that are ending have ended."""
+    deadline = time.monotonic() + 20
+    while len(os.listdir("/proc/self/task")) != count and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return len(os.listdir("/proc/self/task")) == count
