@@ -552,6 +552,13 @@ class Identity:
     def settle(self) -> None:
         self.threading: Any = sys.modules.get("threading")
         self.logging: Any = sys.modules.get("logging")
+        tempfile: Any = sys.modules.get("tempfile")
+        if tempfile is not None:
+            names = [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")]
+            usual = [*names, "/tmp", "/var/tmp", "/usr/tmp", os.curdir]
+            # Found by looking, not chosen: each process looks for itself.
+            if tempfile.tempdir in [os.path.abspath(name) for name in usual if name]:
+                tempfile.tempdir = None
 
     def thaw(self, start: Start) -> None:
         if self.threading:
@@ -844,6 +851,7 @@ def _program(start: Start) -> bytes:
             program, search = b"m" + what.encode(), os.getcwd()
             sys.audit("cpython.run_module", what)
         elif kind == what and _is_script(what):
+            what = _absolute(what)
             program, search = b"f" + os.fsencode(what), os.path.dirname(os.path.realpath(what))
             loader = sys.modules["_frozen_importlib_external"].SourceFileLoader("__main__", what)
             main = sys.modules["__main__"].__dict__
@@ -856,6 +864,11 @@ def _program(start: Start) -> bytes:
     if not safe:
         sys.path.insert(0, search)
     return program
+
+
+def _absolute(path: str) -> str:
+    """As CPython makes the path of a script absolute (Python/fileutils.c, _Py_abspath)."""
+    return path if path[:1] == "/" else os.getcwd() + "/" + path.removeprefix("./")
 
 
 def _is_script(path: str) -> bool:
