@@ -552,10 +552,21 @@ class Identity:
     def settle(self) -> None:
         self.threading: Any = sys.modules.get("threading")
         self.logging: Any = sys.modules.get("logging")
+        tempfile: Any = sys.modules.get("tempfile")
+        if tempfile is not None:
+            names = [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")]
+            usual = [*names, "/tmp", "/var/tmp", "/usr/tmp", os.curdir]
+            # Found by looking, not chosen: each process looks for itself.
+            if tempfile.tempdir in [os.path.abspath(name) for name in usual if name]:
+                tempfile.tempdir = None
 
     def thaw(self, start: Start) -> None:
         if self.threading:
             self.threading._main_thread._native_id = _thread.get_native_id()
+            if _native_id is not None and len(self.threading._active) > 1:
+                for thread in self.threading._active.values():
+                    if thread is not self.threading._main_thread:
+                        thread._native_id = _native_id(thread.ident)
         if self.logging:
             clock = time.time if isinstance(self.logging._startTime, float) else time.time_ns
             self.logging._startTime = clock()
@@ -840,6 +851,7 @@ def _program(start: Start) -> bytes:
             program, search = b"m" + what.encode(), os.getcwd()
             sys.audit("cpython.run_module", what)
         elif kind == what and _is_script(what):
+            what = _absolute(what)
             program, search = b"f" + os.fsencode(what), os.path.dirname(os.path.realpath(what))
             loader = sys.modules["_frozen_importlib_external"].SourceFileLoader("__main__", what)
             main = sys.modules["__main__"].__dict__
@@ -852,6 +864,11 @@ def _program(start: Start) -> bytes:
     if not safe:
         sys.path.insert(0, search)
     return program
+
+
+def _absolute(path: str) -> str:
+    """As CPython makes the path of a script absolute (Python/fileutils.c, _Py_abspath)."""
+    return path if path[:1] == "/" else os.getcwd() + "/" + path.removeprefix("./")
 
 
 def _is_script(path: str) -> bool:
@@ -905,6 +922,48 @@ def _leave() -> None:
     one writes to the module's memory, and there are thousands."""
     if not _kept or _frozen.full_exit:
         return
+    if _swap is None:
+        _hide_one_by_one()
+    else:
+        _hide_at_once(_swap)
+    # What the program has hung into a frozen module is not torn down, but no data may be lost.
+    for thing in gc.get_objects():
+        if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
+            _try(thing.flush)
+    sys.__dict__["streams"] = LastWords(_frozen)
+
+
+_native_id: Callable[[int], int] | None = None
+"""The TID that a thread has now; from the resident."""
+
+_swap: Callable[[dict[str, Any], dict[str, Any]], None] | None = None
+"""Exchanges the contents of two dictionaries; from the resident, for interpreters that it knows."""
+
+
+_MOVED_AT_MOST = 16
+
+
+def _hide_at_once(swap: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """The modules of the program came after the frozen ones; looking at each of those would touch
+    all of their memory. A program may have moved some of them among its own."""
+    everything: dict[str, ModuleType] = {}
+    swap(sys.modules, everything)
+    _kept.append(everything)
+    own: list[tuple[str, ModuleType]] = []
+    in_a_row = 0
+    for item in reversed(everything.items()):
+        if _frozen.modules.get(item[0]) is item[1]:
+            in_a_row += 1
+            if in_a_row == _MOVED_AT_MOST:
+                break
+        elif item[0] not in _TORN_DOWN:
+            in_a_row = 0
+            own.append(item)
+    own += [(name, everything[name]) for name in reversed(_TORN_DOWN) if name in everything]
+    sys.modules.update(reversed(own))
+
+
+def _hide_one_by_one() -> None:
     modules, frozen = sys.modules, _frozen.modules
     own: list[tuple[str, ModuleType]] = []
     while modules:
@@ -914,11 +973,6 @@ def _leave() -> None:
         else:
             _kept.append(item)
     modules.update(reversed(own))
-    # What the program has hung into a frozen module is not torn down, but no data may be lost.
-    for thing in gc.get_objects():
-        if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
-            _try(thing.flush)
-    sys.__dict__["streams"] = LastWords(_frozen)
 
 
 class LastWords:

@@ -31,8 +31,7 @@ pub fn main() -> i32 {
         Ok(command) => command,
         Err(help) if !help.use_stderr() => return if help.print().is_ok() { 0 } else { FAILED },
         Err(usage) => {
-            // Nobody is left to tell if this fails.
-            let _ = usage.print();
+            report::usage(&usage);
             return FAILED;
         }
     };

@@ -29,6 +29,23 @@ pub(super) fn json(error: &dyn Explain) -> Value {
     })
 }
 
+/// Says what was wrong with what was typed, as any other failure is said.
+pub(super) fn usage(error: &clap::Error) {
+    let text = error.to_string();
+    let what: Vec<&str> = text
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let what = what.join("\n");
+    let what = what.strip_prefix("error: ").unwrap_or(&what);
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(
+        io::stderr(),
+        "preloaded-criu: {what}\nhint: `preloaded-criu COMMAND --help` shows what can be typed"
+    );
+}
+
 /// Why: the chain of sources. One that only repeats what was said already is left out.
 fn reasons(error: &dyn Explain) -> Vec<String> {
     let mut reasons = Vec::new();

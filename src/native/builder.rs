@@ -27,6 +27,7 @@ const MAP_DROPPABLE: u32 = 8;
 const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_GROWSDOWN: u32 = 0x100;
 const MADV_DONTFORK: u32 = 10;
+const MADV_DONTDUMP: u32 = 16;
 const MADV_HUGEPAGE: u32 = 14;
 const MADV_NOHUGEPAGE: u32 = 15;
 const MADV_WIPEONFORK: u32 = 18;
@@ -243,6 +244,7 @@ impl Builder {
             (has(VmFlags::HUGE_PAGE), MADV_HUGEPAGE),
             (has(VmFlags::NO_HUGE_PAGE), MADV_NOHUGEPAGE),
             (has(VmFlags::DONT_COPY), MADV_DONTFORK),
+            (has(VmFlags::DONT_DUMP), MADV_DONTDUMP),
             // A droppable mapping has it from the kernel, which refuses to be asked again.
             (has(VmFlags::WIPE_ON_FORK) && !has(VmFlags::DROPPABLE), MADV_WIPEONFORK),
         ];
@@ -420,12 +422,17 @@ fn finish_read(memory: &Memory<'_>, main: &mut FrozenThread) -> Result<(), Nativ
 }
 
 fn signals(process: &Process, facts: &Facts) -> Vec<Signal> {
+    /// The C library's own signals (nptl(7)). posix_spawn(3) leaves them ignored in what it starts,
+    /// which says nothing about the program.
+    const INTERNAL: [u32; 2] = [32, 33];
+    const IGNORED: u64 = 1;
     /// SIGINT, the only signal for which CPython has a handler of its own (Modules/signalmodule.c).
     const SIGINT: u64 = 2;
     process
         .signals
         .iter()
         .filter(|signal| signal.handler != 0)
+        .filter(|signal| signal.handler != IGNORED || !INTERNAL.contains(&signal.number))
         .map(|signal| {
             let number = u64::from(signal.number);
             Signal {

@@ -67,8 +67,8 @@ impl Explain for NativeError {
         match self {
             Self::Process(error) => error.hint(),
             Self::Handover(_) => {
-                "allow files in memory to be executed (sysctl vm.memfd_noexec=1) and raise \
-                 'ulimit -n'"
+                "allow files in memory to be executed (sysctl vm.memfd_noexec=1), and raise \
+                 'ulimit -n' and 'ulimit -f'"
                     .into()
             }
             Self::Exec { .. } => "make the snapshot anew with the interpreter that is there".into(),

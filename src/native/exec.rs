@@ -12,6 +12,7 @@ use restore_plan::{HANDOVER_NAME, Handover};
 use super::NativeError;
 use crate::sys::handover::{at_least, executable_memory, keep_over_exec};
 use crate::sys::inherited::{environment, ignored_signals};
+use crate::sys::survive_failed_writes;
 
 /// The restorer's shared object.
 const RESTORER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/librestorer.so"));
@@ -40,6 +41,10 @@ pub struct Launch {
 ///
 /// What kept the interpreter from being started.
 pub fn exec(launch: Launch) -> Result<Infallible, NativeError> {
+    // Asked before anything here changes it.
+    let ignored = ignored_signals();
+    // A limit for the size of files counts for the memory file too; CPython ignores its signal anyway.
+    survive_failed_writes();
     let away = |descriptor| at_least(descriptor, launch.least_descriptor.max(3));
     let restorer =
         executable_memory(c"python3", RESTORER).and_then(away).map_err(NativeError::Handover)?;
@@ -49,7 +54,7 @@ pub fn exec(launch: Launch) -> Result<Infallible, NativeError> {
         restorer: restorer.as_raw_fd().unsigned_abs().into(),
         plan_offset: launch.plan_offset,
         plan_length: launch.plan_length,
-        ignored: ignored_signals(),
+        ignored,
         options: launch.options,
         attempt: 0,
     };

@@ -52,10 +52,21 @@ pub(super) fn claim_heaps(
     claims: &mut Claims,
 ) -> Result<Option<Books>, ProcessError> {
     let mut window = Window::new(memory);
-    let books = books(memory, &mut window)?;
     let layout = &memory.process().layout;
-    let base = books.map_or(layout.start_brk, |books| books.base);
-    if let Some(heap) = brk_heap(&mut window, base, layout.brk)? {
+    // Where the heap lies low, many numbers look like its start: the right one is where chunks are.
+    let mut books = None;
+    let mut heap = None;
+    for candidate in candidates(memory, &mut window)? {
+        heap = brk_heap(&mut window, candidate.base, layout.brk)?;
+        if heap.is_some() {
+            books = Some(candidate);
+            break;
+        }
+    }
+    if heap.is_none() {
+        heap = brk_heap(&mut window, layout.start_brk, layout.brk)?;
+    }
+    if let Some(heap) = heap {
         claims.add(heap, Why::BrkHeap);
     }
     for heap in arenas(memory, &mut window)? {
@@ -65,14 +76,15 @@ pub(super) fn claim_heaps(
 }
 
 /// Looks for malloc's own account in the data of mapped libraries. It is recognised by the start of
-/// the brk heap, which it ends with, and by what precedes it.
-fn books(memory: &Memory<'_>, window: &mut Window<'_>) -> Result<Option<Books>, ProcessError> {
+/// the brk heap, which it ends with, and by what precedes it; other data may look like it.
+fn candidates(memory: &Memory<'_>, window: &mut Window<'_>) -> Result<Vec<Books>, ProcessError> {
     let process = memory.process();
     let heap = process.layout.start_brk..process.layout.brk;
     let data = |vma: &&Vma| {
         vma.prot == READ_WRITE && matches!(vma.kind, VmaKind::File { shared: false, .. })
     };
     let mut bytes = Vec::new();
+    let mut candidates = Vec::new();
     for vma in process.vmas.iter().filter(data) {
         for run in process.pages.within(vma.range.clone()).map(|run| run.range) {
             bytes.resize((run.end - run.start) as usize, 0);
@@ -82,12 +94,12 @@ fn books(memory: &Memory<'_>, window: &mut Window<'_>) -> Result<Option<Books>, 
                 if heap.contains(&base)
                     && let Some(books) = books_before(window, address, base)?
                 {
-                    return Ok(Some(books));
+                    candidates.push(books);
                 }
             }
         }
     }
-    Ok(None)
+    Ok(candidates)
 }
 
 fn books_before(
