@@ -122,11 +122,11 @@ fn criu_restores_what_was_exported() {
             .run()
             .succeeds();
         it.program(["export", "snap.img", "folder"]).run().succeeds();
-        // In a PID namespace every PID is free. The frozen process waits for its orders, so that it
-        // is there and sits in read(2) is all that there is to see.
+        // In a PID namespace every PID is free. Left to go on, the process would find that nobody
+        // has orders for it, and end.
         let script = r#"
             criu=$1; cd folder
-            "$criu" restore --images-dir . --shell-job --restore-detached --log-file restore.log --pidfile pid --tcp-close ||
+            "$criu" restore --images-dir . --shell-job --restore-detached --leave-stopped --log-file restore.log --pidfile pid --tcp-close ||
                 { tail -30 restore.log >&2; exit 1; }
             pid=$(cat pid); grep Threads "/proc/$pid/status"; kill -9 "$pid"
         "#;

@@ -134,9 +134,19 @@ impl Terminal {
         }
     }
 
-    /// Everything that was written so far.
+    /// Everything that was written until now, when nothing more comes.
     pub(crate) fn transcript(&self) -> String {
-        lossy(&self.screen.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let screen = || lossy(&self.screen.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut transcript = screen();
+        // It is read in another thread.
+        loop {
+            thread::sleep(Duration::from_millis(40));
+            let more = screen();
+            if more == transcript {
+                return transcript;
+            }
+            transcript = more;
+        }
     }
 
     /// Changes the window's size.
