@@ -88,8 +88,7 @@ fn tensorflow() {
             .args([&image])
             .run()
             .succeeds();
-        let kept = crate::support::shared().root().join("tf.img");
-        std::fs::rename(image, &kept).unwrap();
+        let kept = it.keep("tf.img");
         let code = "import numpy as np, tensorflow as tf\n\
             x = tf.random.stateless_uniform([512, 512], seed=(1, 2)); print(float(tf.reduce_sum(x @ x)) > 0)\n\
             m = tf.keras.Sequential([tf.keras.layers.Dense(4, input_shape=(3,)), tf.keras.layers.Dense(1)]); m.compile('sgd', 'mse')\n\

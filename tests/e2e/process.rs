@@ -394,9 +394,8 @@ fn the_image_is_not_changed_and_may_go_while_it_runs() {
             .succeeds();
         assert_eq!(digest(&image), before);
         let outcome = {
-            let copied = copy(it, Recipe::Plain, "copy.img");
-            let kept = shared().root().join(format!("{}.copy", it.name()));
-            fs::rename(&copied, &kept).unwrap();
+            copy(it, Recipe::Plain, "copy.img");
+            let kept = it.keep("copy.img");
             let code = "print('up', flush=True); input(); import json, sqlite3; print(json.dumps([1] * 10))";
             it.code(code).image(&kept).holding_stdin().thaw_when(|child| {
                 child.wait_for("up\n");

@@ -64,6 +64,13 @@ impl Context {
         self.folder.join("home")
     }
 
+    /// Takes an image out of the working directory, which is cleared for each run of python.
+    pub(crate) fn keep(&self, image: &str) -> PathBuf {
+        let kept = self.folder.join(image);
+        fs::rename(self.work().join(image), &kept).unwrap();
+        kept
+    }
+
     /// Makes a file in the working directory.
     pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.work().join(name);
