@@ -435,8 +435,11 @@ fn directories_for_temporary_files() {
         if !noexec.status.success() {
             noexec.is_refused(&["noexec"]);
         }
-        let absent =
-            it.snapshot(arguments(it.seat, Recipe::Nothing)).env("TMPDIR", "/no/such/folder").run();
+        let absent = it
+            .snapshot(arguments(it.seat, Recipe::Nothing))
+            .args(["--force"])
+            .env("TMPDIR", "/no/such/folder")
+            .run();
         absent.is_refused(&["/no/such/folder"]);
         // A run needs none of them.
         for options in ["size=4k", "ro", "noexec"] {
@@ -507,12 +510,14 @@ fn too_few_descriptors_or_too_little_memory() {
     for_everyone(|it| {
         let image = it.image(Recipe::Plain);
         for limit in [
-            "ulimit -n 3",
+            // With three the dynamic loader itself cannot open our libraries.
             "ulimit -n 4",
             "ulimit -n 5",
             "ulimit -v 20000",
             "ulimit -v 40000",
             "ulimit -d 1000",
+            // The memory file that the restorer is handed over in counts as a file.
+            "ulimit -f 0",
         ] {
             let line = format!(r#"{limit}; exec "$@""#);
             let outcome =
