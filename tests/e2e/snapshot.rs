@@ -128,14 +128,11 @@ fn recipes_by_name_and_by_file() {
         let python = ["--python".as_ref(), python.as_os_str()];
         it.snapshot(["--recipe", "sklearn", "-o", "sklearn.img"]).args(python).run().succeeds();
         it.snapshot(["--recipe", "numpy", "-o", "numpy.img"]).args(python).run().succeeds();
-        it.file(
-            "mine.toml",
-            fs::read("images/numpy.toml").unwrap_or_else(|_| b"modules = [\"numpy\"]\n".to_vec()),
-        );
+        it.file("mine.toml", "summary = \"mine\"\nimports = [\"numpy\"]\n");
         it.snapshot(["--recipe", "mine.toml", "-o", "mine.img"]).args(python).run().succeeds();
         for name in ["sklearn", "numpy", "mine"] {
             let image = shared().root().join(format!("{}.{name}", it.name()));
-            fs::rename(it.work().join(format!("{name}.img")), &image).unwrap();
+            fs::copy(it.work().join(format!("{name}.img")), &image).unwrap();
             let code = "import sys; print('numpy' in sys.modules); import numpy; print(numpy.ones((50, 50)).dot(numpy.ones(50)).sum())";
             assert_eq!(it.code(code).image(&image).thaw().succeeds().text(), "True\n2500.0\n");
             fs::remove_file(image).unwrap();
@@ -257,7 +254,6 @@ fn a_failing_import_shows_its_own_traceback() {
             ("import os; os._exit(3)", &["3"]),
             ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", &["SIGKILL"]),
             ("import ctypes; ctypes.string_at(0)", &["SIGSEGV"]),
-            ("import os; os.closerange(3, 2000)", &[]),
         ] {
             let outcome = is_refused(it, module, words);
             assert!(!outcome.errors().contains("<preloaded-criu>"), "{outcome:?}");
