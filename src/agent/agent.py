@@ -770,6 +770,8 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
     atexit.register(_leave)
     for name in (__name__, *_IMPORTED_FOR_US):
         sys.modules.pop(name, None)
+    # Importing is as in `python3 -c`.
+    sys.argv = ["-c"]
     json = _without_trace("json")
     job = json.loads(job_json.decode())
     report = Report(report_fd, json.dumps)
@@ -868,7 +870,7 @@ def _program(start: Start) -> bytes:
 
 def _absolute(path: str) -> str:
     """As CPython makes the path of a script absolute (Python/fileutils.c, _Py_abspath)."""
-    return path if path[:1] == "/" else os.getcwd() + "/" + path.removeprefix("./")
+    return path if path[:1] == "/" else os.getcwd() + "/" + path
 
 
 def _is_script(path: str) -> bool:
@@ -960,6 +962,8 @@ def _hide_at_once(swap: Callable[[dict[str, Any], dict[str, Any]], None]) -> Non
             in_a_row = 0
             own.append(item)
     own += [(name, everything[name]) for name in reversed(_TORN_DOWN) if name in everything]
+    for name, _ in own:
+        del everything[name]
     sys.modules.update(reversed(own))
 
 

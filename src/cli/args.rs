@@ -47,11 +47,14 @@ pub(super) enum Command {
 ///
 /// An image holds the memory of the interpreter: whatever secrets were imported are in it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    args_override_self = true,
+    after_help = "\
 Examples:
   preloaded-criu snapshot --recipe tensorflow -o tf.img
   preloaded-criu snapshot --import numpy --import myproject.model --exec warm-up.py
-  preloaded-criu snapshot --python .venv/bin/python3 --import pandas --force")]
+  preloaded-criu snapshot --python .venv/bin/python3 --import pandas --force"
+)]
 pub(super) struct Snapshot {
     /// Import a module; may be given several times
     #[arg(long = "import", value_name = "MODULE", value_delimiter = ',')]

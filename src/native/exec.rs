@@ -49,6 +49,11 @@ pub fn exec(launch: Launch) -> Result<Infallible, NativeError> {
     let restorer =
         executable_memory(c"python3", RESTORER).and_then(away).map_err(NativeError::Handover)?;
     let image = away(launch.image).map_err(NativeError::Handover)?;
+    // The dynamic loader opens the restorer, and the restorer one file after the other.
+    let spare = [&image, &restorer].map(|file| file.try_clone());
+    for descriptor in spare {
+        descriptor.map_err(NativeError::Handover)?;
+    }
     let handover = Handover {
         image: image.as_raw_fd().unsigned_abs().into(),
         restorer: restorer.as_raw_fd().unsigned_abs().into(),
@@ -61,17 +66,32 @@ pub fn exec(launch: Launch) -> Result<Infallible, NativeError> {
     let mut environment = environment();
     environment.push(CString::new(format!("LD_AUDIT=/proc/self/fd/{}", restorer.as_raw_fd()))?);
     environment.push(CString::new([HANDOVER_NAME, &handover.to_text()].concat())?);
-    let arguments = launch
-        .arguments
-        .into_iter()
-        .map(|argument| CString::new(argument.into_vec()))
-        .collect::<Result<Vec<_>, _>>()?;
+    let arguments = strings(launch.arguments)?;
     let interpreter = CString::new(launch.interpreter.clone().into_os_string().into_vec())?;
     for descriptor in [&image, &restorer] {
         keep_over_exec(descriptor.as_fd()).map_err(NativeError::Handover)?;
     }
     replace(&interpreter, &arguments, &environment)
         .map_err(|cause| NativeError::Exec { interpreter: launch.interpreter, cause })
+}
+
+/// Becomes a new interpreter, with nothing frozen in it.
+///
+/// # Errors
+///
+/// What kept the interpreter from being started.
+pub fn exec_plainly(
+    interpreter: PathBuf,
+    arguments: Vec<OsString>,
+) -> Result<Infallible, NativeError> {
+    let program = CString::new(interpreter.clone().into_os_string().into_vec())?;
+    replace(&program, &strings(arguments)?, &environment())
+        .map_err(|cause| NativeError::Exec { interpreter, cause })
+}
+
+fn strings(arguments: Vec<OsString>) -> Result<Vec<CString>, NativeError> {
+    let strings = arguments.into_iter().map(|argument| CString::new(argument.into_vec()));
+    Ok(strings.collect::<Result<_, _>>()?)
 }
 
 fn replace(

@@ -1,11 +1,13 @@
 //! From an image and the arguments for python to the frozen interpreter, in this very process.
 
+mod fixed;
+
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::image::{Image, ImageError, SectionKind};
-use crate::native::exec::{Launch, exec};
+use crate::native::exec::{Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
 
@@ -62,6 +64,11 @@ pub fn run(request: Request) -> Result<Infallible, RunError> {
     image.compare()?;
     let least_descriptor =
         view.descriptors().filter_map(|one| i32::try_from(one.number + 1).ok()).max().unwrap_or(0);
+    if fixed::needs_a_start(&request.arguments) {
+        let mut arguments = vec![image.check().argv0.clone()];
+        arguments.extend(request.arguments);
+        return Ok(exec_plainly(image.check().interpreter.clone(), arguments)?);
+    }
     let plan = image.section(SectionKind::Plan);
     let check = image.check();
     let mut arguments = Vec::with_capacity(request.arguments.len() + 1);

@@ -160,7 +160,6 @@ fn tight_limits() {
         for limit in [
             "ulimit -n 16",
             "ulimit -n 8",
-            "ulimit -f 0",
             "ulimit -s 256",
             "ulimit -s unlimited",
             "ulimit -l 0",
