@@ -272,6 +272,7 @@ fn death_by_signals_from_outside() {
             it.code("import time; print('up', flush=True); time.sleep(100)").is_as_stock_when(
                 |child| {
                     child.wait_for("up\n");
+                    child.wait_until_asleep();
                     child.signal(signal);
                 },
             );
@@ -284,6 +285,7 @@ fn death_by_signals_from_outside() {
             ))
             .is_as_stock_when(|child| {
                 child.wait_for("up\n");
+                child.wait_until_asleep();
                 child.signal(Signal::SIGINT);
             });
         }

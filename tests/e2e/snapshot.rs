@@ -333,11 +333,12 @@ fn nothing_is_left_of_a_snapshot_that_is_ended() {
                 running.signal(signal);
                 let outcome = running.finish();
                 let images = made(it, &["slow.py"]);
-                if outcome.status.success() {
-                    assert_eq!(images, ["snap.img"]);
+                // What was late came when the image was there: then it is whole.
+                assert!(images.is_empty() || images == ["snap.img"], "{images:?}: {outcome:?}");
+                assert!(!outcome.status.success() || !images.is_empty(), "{outcome:?}");
+                if !images.is_empty() {
+                    it.program(["inspect", "--verify", "snap.img"]).run().succeeds();
                     fs::remove_file(written(it)).unwrap();
-                } else {
-                    assert_eq!(images, [""; 0], "{signal} after {delay} ms: {outcome:?}");
                 }
                 it.nothing_is_left();
             }

@@ -160,10 +160,10 @@ fn what_a_script_sees_of_its_terminal() {
 #[test]
 fn the_window_changes_its_size() {
     everywhere(|it| {
-        let code = "import os, signal\n\
-            def changed(*_): os.write(1, b'now (%d, %d)\\n' % os.get_terminal_size()[::-1])\n\
+        let code = "import os, signal, time\nseen = []\n\
+            def changed(*_): seen.append(1); os.write(1, b'now (%d, %d)\\n' % os.get_terminal_size()[::-1])\n\
             signal.signal(signal.SIGWINCH, changed)\n\
-            print('ready', os.get_terminal_size()[::-1], flush=True)\nsignal.pause(); signal.pause()";
+            print('ready', os.get_terminal_size()[::-1], flush=True)\nwhile len(seen) < 2: time.sleep(0.01)";
         let visit = same(it, &it.code(code), |terminal, _| {
             terminal.wait_for("ready (24, 80)");
             terminal.set_lines(50);

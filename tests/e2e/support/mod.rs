@@ -3,6 +3,7 @@
 pub(crate) mod context;
 pub(crate) mod image;
 mod leftovers;
+mod rest;
 pub(crate) mod run;
 pub(crate) mod seat;
 pub(crate) mod shared;

@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 
 use super::context::Context;
 use super::image::Recipe;
+use super::rest::asleep;
 use super::shared::shared;
 
 /// How long anything may take: what hangs fails.
@@ -219,6 +220,11 @@ impl Running {
     /// Writes to standard input.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.stdin.as_mut().unwrap().write_all(bytes).unwrap();
+    }
+
+    /// Waits until it waits for something itself.
+    pub(crate) fn wait_until_asleep(&self) {
+        asleep(|| Some(self.pid));
     }
 
     /// Sends a signal.

@@ -1,7 +1,7 @@
 //! A terminal with a person at it.
 
 use std::cell::Cell;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -18,6 +18,7 @@ use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::rest::{asleep, foreground};
 use super::run::{Command, lossy};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -103,15 +104,7 @@ impl Terminal {
 
     /// Types, when the program in the foreground waits: a key that comes too early is another one.
     pub(crate) fn press(&self, keys: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        let mut last = String::new();
-        let mut unchanged = 0;
-        while unchanged < 4 && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(5));
-            let now = foreground(self.leader.get()).unwrap_or_default();
-            unchanged = if now == last && !now.is_empty() { unchanged + 1 } else { 0 };
-            last = now;
-        }
+        asleep(|| foreground(self.leader.get()));
         (&*self.master).write_all(keys.as_bytes()).unwrap();
     }
 
@@ -170,21 +163,6 @@ impl Terminal {
         assert!(output.status.success(), "{output:?}");
         lossy(&output.stdout)
     }
-}
-
-/// What the main thread of the foreground process has done so far, if it is asleep.
-fn foreground(leader: u32) -> Option<String> {
-    let stat = |pid: &str| fs::read_to_string(format!("/proc/{pid}/stat")).ok();
-    let fields = |stat: &str| -> Option<Vec<String>> {
-        Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
-    };
-    let group = fields(&stat(&leader.to_string())?)?.get(5)?.clone();
-    let foreground = fields(&stat(&group)?)?;
-    let switches = fs::read_to_string(format!("/proc/{group}/status")).ok()?;
-    let switches = switches.split_once("voluntary_ctxt_switches")?.1.to_owned();
-    // State, and the time it has used.
-    let [state, used, system] = [0, 11, 12].map(|field| foreground.get(field));
-    (state? == "S").then(|| format!("{group} {used:?} {system:?} {switches}"))
 }
 
 /// A command in a terminal.
