@@ -89,6 +89,7 @@ macro_rules! api {
 
         impl Python {
             /// Looks them all up; the name of the first one that is missing otherwise.
+            #[allow(clippy::useless_transmute, clippy::transmute_ptr_to_ptr, clippy::crosspointer_transmute, reason = "one way for functions and variables")]
             pub(crate) fn find() -> Result<Self, &'static CStr> {
                 Ok(Self { $($name: {
                     const NAME: &CStr = match CStr::from_bytes_with_nul(
@@ -126,7 +127,6 @@ api! {
     PyBytes_FromStringAndSize: unsafe extern "C" fn(*const c_char, isize) -> Object;
     PyList_New: unsafe extern "C" fn(isize) -> Object;
     PyList_Append: unsafe extern "C" fn(Object, Object) -> c_int;
-    PyLong_FromLong: unsafe extern "C" fn(c_long) -> Object;
     Py_BuildValue: unsafe extern "C" fn(*const c_char, ...) -> Object;
     Py_FinalizeEx: unsafe extern "C" fn() -> c_int;
     PyTuple_GetItem: unsafe extern "C" fn(Object, isize) -> Object;

@@ -373,4 +373,5 @@ fn fail(why: &[u8]) -> ! {
     }
 }
 
-const _: () = assert!(offset_of!(Landing, robust_list) == 0 && size_of::<Landing>() % 8 == 0);
+const _: () =
+    assert!(offset_of!(Landing, robust_list) == 0 && size_of::<Landing>().is_multiple_of(8));
