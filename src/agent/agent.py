@@ -137,8 +137,16 @@ def thaw(environ: bytes, argv: list[bytes], ignored: int, options: int) -> None:
 def _leave() -> None:
     """Hides the frozen modules from finalization, without a look at them: even a reference that
     is taken and dropped writes to an object, and so makes a page of the image this process's."""
+    if not _kept:
+        return
+    sys.__dict__["streams"] = LastWords(_frozen.streams)
+    if _frozen.full_exit:
+        _kept.clear()
+        _frozen.__dict__.clear()
+        gc.unfreeze()
+        return
     # A thread that goes on while the interpreter leaves may still import.
-    if not _kept or _frozen.full_exit or _thread._count():
+    if _thread._count():
         return
     table = _frozen.table
     name, module = _frozen.newest
@@ -163,7 +171,6 @@ def _leave() -> None:
     for thing in gc.get_objects():
         if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
             _try(thing.flush)
-    sys.__dict__["streams"] = LastWords(_frozen.streams)
 
 
 class LastWords:
@@ -809,10 +816,16 @@ class Warnings:
     def settle(self) -> None:
         self.module: Any = sys.modules.get("warnings")
         filters: list[Any] = list(_warnings.filters)
-        old = [entry for entry in filters if entry in self.original]
-        place = filters.index(old[0]) if old else len(filters)
+        place = len(filters)
+        while place and filters[place - 1] not in self.original:
+            place -= 1
+        # Those of before the imports still stand in their order, unless one was put in front.
+        following = len(self.original)
+        while place and filters[place - 1] in self.original[:following]:
+            place -= 1
+            following = self.original.index(filters[place])
         self.before = filters[:place]
-        self.behind = [entry for entry in filters[place:] if entry not in old]
+        self.behind = [entry for entry in filters[place:] if entry not in self.original]
 
     def thaw(self, start: Start) -> None:
         if sys.warnoptions == self.options:
