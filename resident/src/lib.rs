@@ -9,7 +9,6 @@
 #![allow(unsafe_code, reason = "this crate runs inside another program")]
 
 mod libc;
-mod natives;
 mod program;
 mod python;
 mod syscall;
@@ -284,7 +283,6 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
             c"orders".as_ptr(),
             channels.orders,
         );
-        natives::offer(python, module, minor_version(python));
         let prepare = (python.PyObject_GetAttrString)(module, c"prepare".as_ptr());
         let done =
             (python.PyObject_CallFunction)(prepare, c"OiO".as_ptr(), job, channels.report, facts);

@@ -45,9 +45,6 @@ pub(crate) struct Method {
 // SAFETY: it points to what never changes.
 unsafe impl Sync for Method {}
 
-/// `METH_VARARGS`: a tuple of arguments.
-pub(crate) const METH_VARARGS: c_int = 1;
-
 /// `METH_O`: one argument.
 pub(crate) const METH_O: c_int = 8;
 
@@ -89,6 +86,7 @@ macro_rules! api {
 
         impl Python {
             /// Looks them all up; the name of the first one that is missing otherwise.
+            #[allow(clippy::useless_transmute, clippy::transmute_ptr_to_ptr, clippy::crosspointer_transmute, reason = "one way for functions and variables")]
             pub(crate) fn find() -> Result<Self, &'static CStr> {
                 Ok(Self { $($name: {
                     const NAME: &CStr = match CStr::from_bytes_with_nul(
@@ -121,15 +119,12 @@ api! {
     Py_CompileString: unsafe extern "C" fn(*const c_char, *const c_char, c_int) -> Object;
     PyImport_ExecCodeModule: unsafe extern "C" fn(*const c_char, Object) -> Object;
     PyObject_GetAttrString: unsafe extern "C" fn(Object, *const c_char) -> Object;
-    PyObject_SetAttrString: unsafe extern "C" fn(Object, *const c_char, Object) -> c_int;
     PyObject_CallFunction: unsafe extern "C" fn(Object, *const c_char, ...) -> Object;
     PyBytes_FromStringAndSize: unsafe extern "C" fn(*const c_char, isize) -> Object;
     PyList_New: unsafe extern "C" fn(isize) -> Object;
     PyList_Append: unsafe extern "C" fn(Object, Object) -> c_int;
-    PyLong_FromLong: unsafe extern "C" fn(c_long) -> Object;
     Py_BuildValue: unsafe extern "C" fn(*const c_char, ...) -> Object;
     Py_FinalizeEx: unsafe extern "C" fn() -> c_int;
-    PyTuple_GetItem: unsafe extern "C" fn(Object, isize) -> Object;
     PyBytes_AsString: unsafe extern "C" fn(Object) -> *mut c_char;
     PyCFunction_NewEx: unsafe extern "C" fn(*const Method, Object, Object) -> Object;
     PyErr_ExceptionMatches: unsafe extern "C" fn(Object) -> c_int;

@@ -23,9 +23,6 @@ pub(crate) struct Thawed {
 pub(crate) static mut THAWED: Thawed =
     Thawed { argv: null_mut(), envp: null_mut(), env_end: null(), ignored: 0, options: 0 };
 
-/// Where the C library keeps a thread's TID, from its thread pointer on.
-pub(crate) static mut TID_OFFSET: u64 = 0;
-
 const PR_SET_NAME: usize = 15;
 const PR_SET_MM: usize = 35;
 const PR_SET_MM_MAP: usize = 14;
@@ -100,7 +97,6 @@ pub(crate) unsafe extern "C" fn thaw(args: *const ThawArgs) -> ! {
         let [main, others @ ..] = table::<Thread>(plan, (*plan).threads) else {
             fail(b"the plan has no thread");
         };
-        TID_OFFSET = main.clear_tid.wrapping_sub(main.fs_base);
         for thread in others {
             inherit_mask(thread, args.mask);
             start(thread);
@@ -373,4 +369,5 @@ fn fail(why: &[u8]) -> ! {
     }
 }
 
-const _: () = assert!(offset_of!(Landing, robust_list) == 0 && size_of::<Landing>() % 8 == 0);
+const _: () =
+    assert!(offset_of!(Landing, robust_list) == 0 && size_of::<Landing>().is_multiple_of(8));

@@ -2,7 +2,6 @@
 
 use core::arch::asm;
 
-pub(crate) const READ: usize = 0;
 pub(crate) const WRITE: usize = 1;
 pub(crate) const OPEN: usize = 2;
 pub(crate) const LSEEK: usize = 8;

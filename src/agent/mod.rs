@@ -58,7 +58,7 @@ pub enum Event {
     Refused {
         /// What it is, as a phrase: `an open socket (descriptor 5)`.
         what: String,
-        /// After which step it was there: `import MODULE` or `exec FILE`.
+        /// After which step it was there: `python`, `import MODULE` or `exec FILE`.
         owner: String,
     },
     /// Everything is in place: the process now waits to be frozen.
@@ -80,6 +80,19 @@ pub struct Ready {
     pub modules: BTreeMap<String, Option<String>>,
     /// Every top-level module that says its version.
     pub versions: BTreeMap<String, String>,
+    /// The open descriptors, but for the standard ones and those of the snapshot.
+    pub descriptors: Vec<Opened>,
+}
+
+/// An open descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// Its number.
+    pub descriptor: u32,
+    /// What `/proc/self/fd` says.
+    pub target: String,
+    /// After which step it was there: `python`, `import MODULE` or `exec FILE`.
+    pub owner: String,
 }
 
 /// An interpreter, and what of it was fixed at its start.
@@ -87,8 +100,6 @@ pub struct Ready {
 pub struct Python {
     /// As in `3.11.2`.
     pub version: String,
-    /// `cpython`.
-    pub implementation: String,
     /// As in `cpython-311`.
     pub tag: String,
     /// `sys.executable`.
@@ -127,15 +138,18 @@ mod tests {
     fn ready_tells_the_whole_interpreter() {
         let ready = event(
             r#"{"event": "ready", "pid": 7, "thaw": 4096, "resident": [1, 2], "orders": 200,
-                "python": {"version": "3.11.2", "implementation": "cpython", "tag": "cpython-311",
+                "python": {"version": "3.11.2", "tag": "cpython-311",
                 "executable": "/usr/bin/python3", "prefix": "/usr", "base_prefix": "/usr",
                 "encoding": "utf-8", "flags": {"optimize": 0}},
                 "modules": {"sys": null, "json": "/usr/lib/python3.11/json/__init__.py"},
-                "versions": {"json": "2.0.9"}}"#,
+                "versions": {"json": "2.0.9"},
+                "descriptors": [{"descriptor": 3, "target": "/dev/urandom",
+                "owner": "import json"}]}"#,
         );
         let Event::Ready(ready) = ready else { panic!("{ready:?}") };
         assert_eq!((ready.pid, ready.thaw, ready.resident), (7, 4096, (1, 2)));
         assert_eq!(ready.modules["sys"], None);
+        assert_eq!(ready.descriptors[0].owner, "import json");
     }
 
     #[test]

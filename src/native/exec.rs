@@ -50,7 +50,7 @@ pub fn exec(launch: Launch) -> Result<Infallible, NativeError> {
         executable_memory(c"python3", RESTORER).and_then(away).map_err(NativeError::Handover)?;
     let image = away(launch.image).map_err(NativeError::Handover)?;
     // The dynamic loader opens the restorer, and the restorer one file after the other.
-    let spare = [&image, &restorer].map(|file| file.try_clone());
+    let spare = [&image, &restorer].map(OwnedFd::try_clone);
     for descriptor in spare {
         descriptor.map_err(NativeError::Handover)?;
     }

@@ -212,7 +212,7 @@ fn manifest(
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
         python: Python {
             version: ready.python.version.clone(),
-            implementation: ready.python.implementation.clone(),
+            implementation: "cpython".into(),
             executable: ready.python.executable.clone(),
             interpreter: process.exe.display().to_string(),
             prefix: ready.python.prefix.clone(),

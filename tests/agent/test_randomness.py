@@ -1,0 +1,116 @@
+"""Processes of one image share no randomness, except what was chosen."""
+
+import importlib.util
+import unittest
+
+from restored import freeze
+
+RANDOM = "import random; say([random.random(), random.gauss(0, 1)])"
+NUMPY = "import numpy; say([numpy.random.rand(), numpy.random.randn()])"
+
+
+class Randomness(unittest.TestCase):
+    def same(self, program: str, code: str, **options: object) -> bool:
+        """Whether two processes of an image that has run ``code`` agree."""
+        image = freeze(program, program, imports=["code_"], modules={"code_": code}, **options)
+        first, second = image.runs
+        self.assertEqual((first.status, second.status), (0, 0), first.err)
+        self.assertIsNotNone(first.said)
+        return bool(first.said == second.said)
+
+    def check(self, program: str, module: str, draw: str) -> None:
+        accidents = (
+            f"import {module}",
+            f"import {module}\nfor _ in range(3000): {draw}",
+            f"import {module}\n{module}.seed(1)\n{module}.seed()",
+            f"import {module}\n{module}.seed(1)\n{module}.seed(None)\n{draw}",
+        )
+        for code in accidents:
+            with self.subTest(code):
+                self.assertFalse(self.same(program, code))
+        choices = (
+            f"import {module}\n{module}.seed(1)",
+            f"import {module}\n{module}.seed(1)\n{draw}",
+            f"from {module} import seed\nseed(1)",
+            f"import {module}\n{module}.seed()\n{module}.seed(1)",
+        )
+        for code in choices:
+            with self.subTest(code):
+                self.assertTrue(self.same(program, code))
+
+    def test_random(self) -> None:
+        self.check(RANDOM, "random", "random.random()")
+
+    def test_random_put_back_is_no_choice(self) -> None:
+        code = "import random\nstate = random.getstate()\nrandom.seed(1)\nrandom.random()\nrandom.setstate(state)"
+        self.assertFalse(self.same(RANDOM, code))
+        code = "import random\nrandom.setstate(random.Random(5).getstate())"
+        self.assertTrue(self.same(RANDOM, code))
+
+    def test_random_seeded_by_a_file(self) -> None:
+        image = freeze(
+            RANDOM, RANDOM, execute=["warm.py"], modules={"warm": "import random\nrandom.seed(1)"}
+        )
+        self.assertEqual(image.runs[0].said, image.runs[1].said)
+
+    @unittest.skipUnless(importlib.util.find_spec("numpy"), "needs numpy")
+    def test_numpy(self) -> None:
+        self.check(NUMPY, "numpy.random", "numpy.random.randn()")
+
+    @unittest.skipUnless(importlib.util.find_spec("numpy"), "needs numpy")
+    def test_numpy_spawns_no_twins(self) -> None:
+        program = "import numpy.random as r; say(str(r.mtrand._rand._bit_generator._seed_seq))"
+        image = freeze(program, imports=["numpy.random"])
+        self.assertEqual(image.only().said, "None")
+        code = "import numpy.random as r\nr.set_state(r.RandomState(5).get_state())"
+        self.assertTrue(self.same(NUMPY, code))
+
+    def test_nobody_keeps_a_stand_in(self) -> None:
+        code = "from random import seed\nimport random"
+        program = "import code_; say([code_.seed == code_.random.Random.seed.__get__(code_.random._inst), code_.seed is code_.random.seed])"
+        image = freeze(program, imports=["code_"], modules={"code_": code})
+        self.assertEqual(image.only().said, [True, True])
+
+    TORCH = """
+import os
+class Generator:
+    def __init__(self): self.seed()
+    def seed(self): self.value = int.from_bytes(os.urandom(4), "little")
+    def initial_seed(self): return self.value
+default_generator = Generator()
+initial_seed = default_generator.initial_seed
+def manual_seed(value): default_generator.value = value
+"""
+
+    def test_torch(self) -> None:
+        program = "import torch; say(torch.initial_seed())"
+        for code, same in (("import torch", False), ("import torch\ntorch.manual_seed(7)", True)):
+            image = freeze(
+                program, program, imports=["user"], modules={"torch": self.TORCH, "user": code}
+            )
+            self.assertEqual(image.runs[0].said == image.runs[1].said, same)
+
+    def test_the_rest(self) -> None:
+        program = """
+import multiprocessing.synchronize, secrets, tempfile, uuid, os
+say([
+    list(multiprocessing.current_process().authkey),
+    next(tempfile._get_candidate_names()),
+    next(multiprocessing.synchronize.SemLock._rand),
+    str(uuid.uuid4()), str(uuid.uuid1()), secrets.token_hex(),
+])
+"""
+        draw = "import multiprocessing.synchronize, tempfile, uuid\nnext(tempfile._get_candidate_names())\nnext(multiprocessing.synchronize.SemLock._rand)\nuuid.getnode()"
+        image = freeze(program, program, imports=["draw"], modules={"draw": draw})
+        for one, other in zip(image.runs[0].said, image.runs[1].said):
+            self.assertNotEqual(one, other)
+
+    def test_an_authkey_that_was_chosen(self) -> None:
+        code = "import multiprocessing\nmultiprocessing.current_process().authkey = b'chosen'"
+        self.assertTrue(
+            self.same("import multiprocessing as m; say(list(m.current_process().authkey))", code)
+        )
+
+
+if __name__ == "__main__":
+    unittest.main()
