@@ -235,7 +235,8 @@ def _leave() -> None:
     is taken and dropped writes to an object, and so makes a page of the image this process's."""
     if not _kept:
         return
-    sys.__dict__["streams"] = LastWords(_frozen)
+    words = sys.__dict__["streams"] = LastWords(_frozen)
+    leave, words.leave = words.leave, None
     if _frozen.full_exit:
         _kept.clear()
         _frozen.__dict__.clear()
@@ -263,6 +264,8 @@ def _leave() -> None:
             own.append(hidden.pop(place))
     table.update(reversed(own))
     _kept.extend((hidden, sys.path_importer_cache))
+    # Only what is hidden may be left behind.
+    words.leave = leave
     # What the program has hung into a frozen module is not torn down, but no data may be lost.
     for thing in gc.get_objects():
         if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):

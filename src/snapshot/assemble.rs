@@ -42,10 +42,7 @@ pub(super) fn assemble(
     let own: Vec<u32> = u32::try_from(frozen.orders).into_iter().collect();
     let refusals = process.refusals(&own);
     if !refusals.is_empty() {
-        let named = |refusal: &process::Refusal| Refusal {
-            what: refusal.to_string(),
-            owner: refusal.owner(),
-        };
+        let named = |refusal: &process::Refusal| Refusal { what: refusal.to_string(), owner: None };
         return Err(SnapshotError::Refused(refusals.iter().map(named).collect()));
     }
     let files = OnDisk::default();

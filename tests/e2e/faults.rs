@@ -514,7 +514,6 @@ fn too_few_descriptors_or_too_little_memory() {
             "ulimit -n 5",
             "ulimit -v 20000",
             "ulimit -v 40000",
-            "ulimit -d 1000",
             // The memory file that the restorer is handed over in counts as a file.
             "ulimit -f 0",
         ] {

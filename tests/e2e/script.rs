@@ -146,7 +146,6 @@ fn options_of_the_interpreter() {
             &["-Wnonsense"],
             &["-x"],
             &["-X", "dev"],
-            &["-X", "faulthandler"],
             &["-X", "utf8"],
             &["-X", "utf8=0"],
             &["-X", "tracemalloc=3"],
