@@ -242,6 +242,10 @@ def _leave() -> None:
         _frozen.__dict__.clear()
         gc.unfreeze()
         return
+    # What the program has hung into a frozen module is not torn down, but no data may be lost.
+    for thing in gc.get_objects():
+        if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
+            _try(thing.flush)
     # A thread that goes on while the interpreter leaves may still import.
     if _thread._count():
         return
@@ -266,10 +270,6 @@ def _leave() -> None:
     _kept.extend((hidden, sys.path_importer_cache))
     # Only what is hidden may be left behind.
     words.leave = leave
-    # What the program has hung into a frozen module is not torn down, but no data may be lost.
-    for thing in gc.get_objects():
-        if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
-            _try(thing.flush)
 
 
 class LastWords:

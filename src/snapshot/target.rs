@@ -197,8 +197,16 @@ impl<'a> Target<'a> {
     /// Waits until `other` can be read, and until then does what there is to do. The status of a
     /// program that ends meanwhile is returned by the keeper when it is asked.
     pub(super) fn wait_for(&mut self, other: BorrowedFd<'_>) -> Result<(), SnapshotError> {
-        while !self.turn(Some(other), PollTimeout::NONE)?.other {}
-        Ok(())
+        loop {
+            let turn = self.turn(Some(other), PollTimeout::NONE)?;
+            // Whoever waits for the process itself later must still learn of its end.
+            if let Some((pid, status)) = turn.ended {
+                self.keeper.remember(pid, status);
+            }
+            if turn.other {
+                return Ok(());
+            }
+        }
     }
 
     /// Waits for anything to happen, and takes it in.

@@ -223,6 +223,11 @@ impl Keeper {
         }
     }
 
+    /// Keeps an end that was taken by [`Keeper::next_ended`] for a later [`Keeper::wait`].
+    pub fn remember(&mut self, pid: i32, status: ExitStatus) {
+        self.ended.push(Ended { pid, status });
+    }
+
     fn note(&mut self, pid: i32, status: i32) {
         self.ended.push(Ended { pid, status: ExitStatus::from_raw(status) });
     }
