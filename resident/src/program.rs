@@ -10,7 +10,7 @@ use core::ptr::null_mut;
 use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use crate::libc;
-use crate::python::{Flags, METH_O, Method, Object, Python};
+use crate::python::{Dictionary, Flags, METH_O, Method, Object, Python};
 
 /// `Py_file_input` (Include/compile.h).
 const FILE_INPUT: c_int = 257;
@@ -20,8 +20,12 @@ const INTERRUPTED: c_int = -2;
 const FLUSH_FAILED: c_int = 120;
 const SIGINT: c_int = 2;
 
-/// Address of `PyLong_AsLong`, for [`leave`].
+/// Addresses of the functions that [`leave`] and [`hide`] call.
 static AS_LONG: AtomicU64 = AtomicU64::new(0);
+static MODULES: AtomicU64 = AtomicU64::new(0);
+static UNTRACK: AtomicU64 = AtomicU64::new(0);
+static NOTHING: AtomicU64 = AtomicU64::new(0);
+static COUNT: AtomicU64 = AtomicU64::new(0);
 /// How many objects the dynamic loader had loaded when the process was frozen.
 static LOADED: AtomicU64 = AtomicU64::new(0);
 /// Process that runs the program: a child of its own must not leave on its behalf.
@@ -33,6 +37,9 @@ static LEAVE: Method = Method {
     flags: METH_O,
     doc: core::ptr::null(),
 };
+
+static HIDE: Method =
+    Method { name: c"hide".as_ptr(), function: hide, flags: METH_O, doc: core::ptr::null() };
 
 /// Notes what is loaded at the sync point.
 pub(crate) fn note_loaded() {
@@ -124,10 +131,16 @@ unsafe fn finish(python: &Python, agent: Object, error: Object, status: c_int) -
     unsafe {
         AS_LONG.store(python.PyLong_AsLong as *const () as u64, Ordering::Relaxed);
         PROCESS.store(libc::getpid(), Ordering::Relaxed);
+        MODULES.store(python.PyImport_GetModuleDict as *const () as u64, Ordering::Relaxed);
+        UNTRACK.store(python.PyObject_GC_UnTrack as *const () as u64, Ordering::Relaxed);
+        NOTHING.store(python._Py_NoneStruct as u64, Ordering::Relaxed);
+        COUNT.store(python.Py_IncRef as *const () as u64, Ordering::Relaxed);
         let leave = (python.PyCFunction_NewEx)(&raw const LEAVE, null_mut(), null_mut());
+        let hide = (python.PyCFunction_NewEx)(&raw const HIDE, null_mut(), null_mut());
         let finish = (python.PyObject_GetAttrString)(agent, c"finish".as_ptr());
         let given = if error.is_null() { python._Py_NoneStruct } else { error };
-        let done = (python.PyObject_CallFunction)(finish, c"OiO".as_ptr(), given, status, leave);
+        let done =
+            (python.PyObject_CallFunction)(finish, c"OiOO".as_ptr(), given, status, leave, hide);
         let mut status = status;
         if done.is_null() {
             (python.PyErr_Print)();
@@ -135,7 +148,7 @@ unsafe fn finish(python: &Python, agent: Object, error: Object, status: c_int) -
             status = (python.PyLong_AsLong)(done) as c_int;
             (python.Py_DecRef)(done);
         }
-        for object in [leave, finish, error] {
+        for object in [leave, hide, finish, error] {
             if !object.is_null() {
                 (python.Py_DecRef)(object);
             }
@@ -156,6 +169,28 @@ unsafe extern "C" fn leave_from_python(_: Object, status: Object) -> Object {
         let as_long: unsafe extern "C" fn(Object) -> core::ffi::c_long =
             core::mem::transmute(as_long);
         leave(as_long(status) as c_int)
+    }
+}
+
+/// `hide(modules)` in Python: gives the interpreter these modules in place of those that it has, and
+/// these the old ones. Neither visits a module, nor does the garbage collector from now on: the
+/// dictionary that holds the old ones is no longer tracked.
+unsafe extern "C" fn hide(_: Object, other: Object) -> Object {
+    // SAFETY: called by CPython, which holds the GIL, with one object: the agent gives a dictionary
+    // of its own, and has made sure of the layout. The addresses were stored by `finish`; None is
+    // returned as an own reference.
+    unsafe {
+        let modules = MODULES.load(Ordering::Relaxed) as *const ();
+        let modules: unsafe extern "C" fn() -> Object = core::mem::transmute(modules);
+        let untrack = UNTRACK.load(Ordering::Relaxed) as *const ();
+        let untrack: unsafe extern "C" fn(Object) = core::mem::transmute(untrack);
+        Dictionary::exchange(modules().cast(), other.cast());
+        untrack(other);
+        let nothing = NOTHING.load(Ordering::Relaxed) as Object;
+        let count = COUNT.load(Ordering::Relaxed) as *const ();
+        let count: unsafe extern "C" fn(Object) = core::mem::transmute(count);
+        count(nothing);
+        nothing
     }
 }
 

@@ -48,6 +48,35 @@ unsafe impl Sync for Method {}
 /// `METH_O`: one argument.
 pub(crate) const METH_O: c_int = 8;
 
+/// `PyDictObject` (Include/cpython/dictobject.h), the same from CPython 3.10 to 3.13 where an object's
+/// head is a count and a type.
+#[repr(C)]
+pub(crate) struct Dictionary {
+    head: [u64; 2],
+    used: isize,
+    version: u64,
+    keys: *mut c_void,
+    values: *mut c_void,
+}
+
+impl Dictionary {
+    /// Gives each of two dictionaries what the other one holds.
+    ///
+    /// # Safety
+    ///
+    /// Both are dictionaries of exactly that type, nobody iterates over them, and this thread holds
+    /// the GIL.
+    pub(crate) unsafe fn exchange(one: *mut Self, other: *mut Self) {
+        // SAFETY: the caller's promise. What refers to the dictionaries' content are these fields
+        // alone; the version stays with the dictionary that it counts the changes of.
+        unsafe {
+            core::ptr::swap(&raw mut (*one).used, &raw mut (*other).used);
+            core::ptr::swap(&raw mut (*one).keys, &raw mut (*other).keys);
+            core::ptr::swap(&raw mut (*one).values, &raw mut (*other).values);
+        }
+    }
+}
+
 /// `PyCompilerFlags` (Include/cpython/compile.h).
 #[repr(C)]
 pub(crate) struct Flags {
@@ -132,6 +161,8 @@ api! {
     PyErr_NormalizeException: unsafe extern "C" fn(*mut Object, *mut Object, *mut Object);
     PyExc_KeyboardInterrupt: *const Object;
     PyExc_SystemExit: *const Object;
+    PyImport_GetModuleDict: unsafe extern "C" fn() -> Object;
+    PyObject_GC_UnTrack: unsafe extern "C" fn(Object);
     PyImport_AddModule: unsafe extern "C" fn(*const c_char) -> Object;
     PyImport_ImportModule: unsafe extern "C" fn(*const c_char) -> Object;
     PyLong_AsLong: unsafe extern "C" fn(Object) -> c_long;
@@ -141,6 +172,7 @@ api! {
     PyRun_StringFlags: unsafe extern "C" fn(*const c_char, c_int, Object, Object, *mut Flags) -> Object;
     PyUnicode_DecodeFSDefault: unsafe extern "C" fn(*const c_char) -> Object;
     _Py_NoneStruct: Object;
+    Py_IncRef: unsafe extern "C" fn(Object);
     Py_DecRef: unsafe extern "C" fn(Object);
     PyErr_Print: unsafe extern "C" fn();
 }

@@ -30,6 +30,7 @@ import sys
 # The line above the last one has imported a module too.
 _MODULES_OF_PYTHON = [name for name in sys.modules if name != "__future__"]
 
+import _imp
 import _io
 import _locale
 import _thread
@@ -70,7 +71,8 @@ _IMPORTED_FOR_US = [name for name in sys.modules if name not in _MODULES_OF_PYTH
 _OUR_FILE = (lambda: None).__code__.co_filename
 _OLDEST, _NEWEST = (3, 10), (3, 13)
 _TORN_DOWN = ("sys", "builtins", "__main__")
-"""The modules that belong to the program, or that finalization cannot do without."""
+"""The modules that belong to the program, or that finalization cannot do without, in the order in
+which CPython makes them."""
 
 _frozen: Frozen
 _kept: list[object] = []
@@ -134,6 +136,8 @@ def thaw(environ: bytes, argv: list[bytes], ignored: int, options: int) -> bytes
     start = Start(environ, argv, ignored)
     for part in _frozen.parts:
         part.thaw(start)
+    if any(_frozen.shadowed(directory) for directory in _first_searched(start)):
+        start.over()
     _frozen.full_exit = bool(options & FULL_EXIT)
     return b"" if _frozen.full_exit else _program(start)
 
@@ -179,6 +183,23 @@ def _program(start: Start) -> bytes:
     return program
 
 
+def _first_searched(start: Start) -> list[str]:
+    """The directories that are searched for modules before those where the frozen ones were found:
+    the program's own, and those of another PYTHONPATH than the image's."""
+    directories = []
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        program = sys.argv[0]
+        if program in ("", "-", "-c", "-m"):
+            directories.append(".")
+        else:
+            program = os.path.realpath(program)
+            directories.append(program if os.path.isdir(program) else os.path.dirname(program))
+    path = start.variable(b"PYTHONPATH")
+    if path != _frozen.path:
+        directories += [directory or "." for directory in path.split(":")] if path else []
+    return directories
+
+
 def _absolute(path: str) -> str:
     """As CPython makes the path of a script absolute (Python/fileutils.c, _Py_abspath)."""
     return path if path[:1] == "/" else os.getcwd() + "/" + path
@@ -203,16 +224,25 @@ INTERRUPTED = -2
 """Exit status of a program that SIGINT has ended: the process dies of that signal."""
 
 
-def finish(error: BaseException | None, status: int, leave: Callable[[int], None]) -> int:
+def finish(
+    error: BaseException | None,
+    status: int,
+    leave: Callable[[int], None],
+    hide: Callable[[dict[str, ModuleType]], None],
+) -> int:
     """The program has ended: by the SystemExit ``error``, or with ``status``. Returns the exit status
     of the process, and has finalization end it by ``leave``, which does not return, as soon as
-    nothing of the program is left."""
+    nothing of the program is left. ``hide`` gives ``sys.modules`` the content of a dictionary, and
+    the dictionary the modules."""
     main = sys.modules.get("__main__")
     if main is not None and getattr(main, "__loader__", None) is not None:
         for name in ("__file__", "__cached__"):
             main.__dict__.pop(name, None)
     if error is not None:
         status = _status(error)
+    # The layout of a dictionary that ``hide`` knows.
+    if object.__basicsize__ == 16 and dict.__basicsize__ == 48:
+        _frozen.hide = hide
     _frozen.leave, _frozen.status = leave, status
     return status
 
@@ -249,25 +279,19 @@ def _leave() -> None:
     # A thread that goes on while the interpreter leaves may still import.
     if _thread._count():
         return
-    table = _frozen.table
+    table, hide = _frozen.table, _frozen.hide
     name, module = _frozen.newest
-    if table.get(name) is not module:
+    if hide is None or sys.modules is not table or table.get(name) is not module:
         return
     # A dictionary gives back first what was put there last.
     own: list[tuple[str, ModuleType]] = []
     while name in table:
         own.append(table.popitem())
-    hidden = [own.pop()]
-    needed = {name for name in _TORN_DOWN if name in table}
-    hidden += [table.popitem() for _ in range(len(table))]
-    place = len(hidden)
-    while needed:
-        place -= 1
-        if hidden[place][0] in needed:
-            needed.remove(hidden[place][0])
-            own.append(hidden.pop(place))
-    table.update(reversed(own))
-    _kept.extend((hidden, sys.path_importer_cache))
+    newest = own.pop()
+    left = {name: table[name] for name in _TORN_DOWN if name in table}
+    left.update(reversed(own))
+    hide(left)
+    _kept.extend((left, newest, sys.path_importer_cache))
     # Only what is hidden may be left behind.
     words.leave = leave
 
@@ -318,13 +342,49 @@ class Frozen:
             Memories(),
             self,
         ]
+        self.path = os.environ.get("PYTHONPATH", "")
+        self.suffixes = frozenset((".py", ".pyc", *_imp.extension_suffixes()))
         self.full_exit = True
         self.status = 0
         self.leave: Callable[[int], None] | None = None
+        self.hide: Callable[[dict[str, ModuleType]], None] | None = None
 
     def settle(self) -> None:
         self.table = sys.modules
         self.newest = list(self.table.items())[-1]
+        # Built-in and frozen modules are found before any directory is searched.
+        self.files = {
+            name: file
+            for name, module in self.table.items()
+            if "." not in name
+            and name not in _MODULES_OF_PYTHON
+            and (file := _file(module)) is not None
+            and getattr(getattr(module, "__spec__", None), "origin", None) == file
+        }
+
+    def shadowed(self, directory: str) -> bool:
+        """Whether one of the imported modules would be another one, imported from this directory:
+        what the program finds there first must be what it gets."""
+        try:
+            names = os.listdir(directory)
+        except OSError:
+            return False
+        for entry in names:
+            name, _, suffix = entry.partition(".")
+            if name not in self.files:
+                continue
+            path = f"{directory}/{entry}"
+            if suffix:
+                if f".{suffix}" not in self.suffixes:
+                    continue
+            elif not os.path.isfile(path := f"{path}/__init__.py"):
+                continue
+            try:
+                if not os.path.samefile(path, self.files[name]):
+                    return True
+            except OSError:
+                return True
+        return False
 
     def thaw(self, start: Start) -> None:
         pass

@@ -56,7 +56,7 @@ pub(super) enum RecipeError {
     /// The file makes no sense.
     #[error("the recipe {name} is not valid")]
     Invalid {
-        /// The recipe.
+        /// The recipe, or its file.
         name: String,
         /// Where and why.
         #[source]
@@ -90,8 +90,9 @@ impl Recipe {
         if is_file {
             let text = fs::read_to_string(path)
                 .map_err(|why| RecipeError::Unreadable { path: path.to_owned(), why })?;
-            let name = path.file_stem().unwrap_or(name_or_file);
-            return Self::parse(&name.to_string_lossy(), &text);
+            let name = path.file_stem().unwrap_or(name_or_file).to_string_lossy().into_owned();
+            let recipe = Self::parse(&path.to_string_lossy(), &text)?;
+            return Ok(Self { name, ..recipe });
         }
         match KNOWN.into_iter().find(|(name, _)| name_or_file == *name) {
             Some((name, text)) => Self::parse(name, text),

@@ -85,6 +85,11 @@ fn judge(descriptor: i32, target: &OsStr, opened: Opened) -> Option<String> {
     {
         return Some(format!("{}, open for writing (descriptor {descriptor})", path.display()));
     }
+    if opened.deleted && path.is_absolute() && !begins(target, "/memfd:") {
+        let name = target.to_string_lossy();
+        let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
+        return Some(format!("{name}, open though deleted (descriptor {descriptor})"));
+    }
     None
 }
 
@@ -107,7 +112,11 @@ mod tests {
     use crate::sys::procfs::Opened;
 
     fn see(target: &str, flags: i32, locked: bool) -> Option<String> {
-        judge(7, OsStr::new(target), Opened { flags, locked })
+        judge(
+            7,
+            OsStr::new(target),
+            Opened { flags, locked, deleted: target.ends_with(" (deleted)") },
+        )
     }
 
     #[test]
@@ -123,6 +132,11 @@ mod tests {
         );
         assert!(see("/var/log/x", read, true).is_some_and(|what| what.contains("a lock on")));
         assert_eq!(see("/var/log/x", read, false), None);
+        assert_eq!(
+            see("/tmp/x (deleted)", read, false).as_deref(),
+            Some("/tmp/x, open though deleted (descriptor 7)")
+        );
+        assert_eq!(see("/memfd:x (deleted)", read, false), None);
         assert_eq!(see("/dev/null", write, false), None);
         assert_eq!(see("pipe:[3]", write, false), None);
     }

@@ -8,9 +8,9 @@ use std::os::unix::fs::FileExt;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, readlinkat};
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::signal::Signal;
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::Pid;
 
 use super::spawn::signal_process;
@@ -97,13 +97,17 @@ impl ProcessDirectory {
         Ok(descriptors)
     }
 
-    /// The flags that a descriptor was opened with (open(2)), and whether it holds a file lock.
+    /// What there is to know of a descriptor but its target.
     ///
     /// # Errors
     ///
     /// As [`Self::file`].
     pub fn opened(&self, descriptor: i32) -> io::Result<Opened> {
-        Ok(Opened::parse(&self.text(&format!("fdinfo/{descriptor}"))?))
+        let file = fstatat(&self.0, format!("fd/{descriptor}").as_str(), AtFlags::empty());
+        Ok(Opened {
+            deleted: file.is_ok_and(|file| file.st_nlink == 0),
+            ..Opened::parse(&self.text(&format!("fdinfo/{descriptor}"))?)
+        })
     }
 
     /// The processes that it has started and that are there still, by their numbers in the process
@@ -145,20 +149,23 @@ impl ProcessDirectory {
     }
 }
 
-/// What `fdinfo` says of an open descriptor.
+/// What `/proc` says of an open descriptor.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Opened {
     /// The flags of open(2).
     pub flags: i32,
     /// Whether the process holds a lock through it.
     pub locked: bool,
+    /// Whether its file has no name any more.
+    pub deleted: bool,
 }
 
 impl Opened {
     fn parse(text: &str) -> Self {
         let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
         let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
-        Self { flags: flags.unwrap_or(0), locked: text.lines().any(|l| l.starts_with("lock:")) }
+        let locked = text.lines().any(|line| line.starts_with("lock:"));
+        Self { flags: flags.unwrap_or(0), locked, deleted: false }
     }
 
     /// Whether it can be written to.
@@ -177,7 +184,10 @@ mod tests {
     #[test]
     fn fdinfo_tells_the_flags_and_locks() {
         let text = "pos:\t0\nflags:\t02100002\nmnt_id:\t29\nino:\t7\nlock:\t1: FLOCK  ADVISORY  WRITE 9 00:01:7 0 EOF\n";
-        assert_eq!(Opened::parse(text), Opened { flags: 0o2_100_002, locked: true });
+        assert_eq!(
+            Opened::parse(text),
+            Opened { flags: 0o2_100_002, locked: true, deleted: false }
+        );
         assert!(Opened::parse(text).writable());
         assert!(!Opened::parse("flags:\t0100000\n").writable());
     }

@@ -34,6 +34,39 @@ fn a_script() {
 }
 
 #[test]
+fn what_lies_beside_the_program_goes_before_what_is_frozen() {
+    everywhere(|it| {
+        let code =
+            "import json, sys; print(json.__file__, getattr(json, 'whose', None), sys.path[0])";
+        for (arguments, file) in [
+            (&["script.py"][..], "json.py"),
+            (&["folder/script.py"], "folder/json.py"),
+            (&["folder/script.py"], "folder/json/__init__.py"),
+            (&["folder"], "folder/json.py"),
+            (&["-c", code], "json.py"),
+            (&["-m", "script"], "json.py"),
+            // None of these is what is imported.
+            (&["folder/script.py"], "json.py"),
+            (&["script.py"], "json/inner.py"),
+            (&["script.py"], "json.txt"),
+        ] {
+            it.python(arguments)
+                .file("script.py", code)
+                .file("folder/script.py", code)
+                .file("folder/__main__.py", code)
+                .file(file, "whose = 'mine'")
+                .is_as_stock()
+                .succeeds();
+        }
+        it.python(&["-c", code])
+            .file("elsewhere/json.py", "whose = 'mine'")
+            .env("PYTHONPATH", "elsewhere")
+            .is_as_stock()
+            .succeeds();
+    });
+}
+
+#[test]
 fn code_on_the_command_line() {
     everywhere(|it| {
         for arguments in [

@@ -135,8 +135,8 @@ fn recipes_by_name_and_by_file() {
         }
         it.snapshot(["--recipe", "no-such-recipe"]).run().is_refused(&["no-such-recipe"]);
         it.file("bad.toml", "imports = 3\n[nonsense");
-        it.snapshot(["--recipe", "bad"]).run().is_refused(&["bad"]);
-        assert_eq!(made(it, &["mine.toml", "bad"]), [""; 0]);
+        it.snapshot(["--recipe", "bad.toml"]).run().is_refused(&["bad.toml"]);
+        assert_eq!(made(it, &["mine.toml", "bad.toml"]), [""; 0]);
     });
 }
 
