@@ -141,8 +141,8 @@ unsafe fn instead(
         }
         // The stack is the caller's, and may be small. Very long command lines start cold.
         match OURS + count + 1 {
-            ..=64 => Some(fill::<64>(program, argv, count, start)),
-            ..=1024 => Some(fill::<1024>(program, argv, count, start)),
+            0..=64 => Some(fill::<64>(program, argv, count, start)),
+            65..=1024 => Some(fill::<1024>(program, argv, count, start)),
             _ => None,
         }
     }
