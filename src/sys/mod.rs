@@ -9,6 +9,7 @@ pub mod handover;
 pub mod inherited;
 pub mod interrupts;
 pub mod keeper;
+pub mod lookup;
 mod namespaces;
 pub mod probe;
 pub mod procfs;
@@ -17,7 +18,7 @@ mod startup;
 mod vdso;
 
 pub use explain::Explain;
-pub use startup::{fill_standard_descriptors, survive_failed_writes};
+pub use startup::{fail_at_writes, fill_standard_descriptors, survive_failed_writes};
 pub use vdso::vdso;
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
