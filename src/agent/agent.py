@@ -116,6 +116,8 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
         modules={name: _file(module) for name, module in sys.modules.items()},
         versions=_versions(),
         descriptors=ledger.descriptors(),
+        mappings=ledger.mappings(),
+        timers=ledger.timer_owners(),
     )
     _flush()
     nothing = os.open("/dev/null", os.O_RDWR)
@@ -1118,12 +1120,16 @@ class Ledger:
         self.ours = ours
         self.opened: dict[int, dict[str, str]] = {}
         self.started: dict[int, dict[str, str]] = {}
+        self.mapped: dict[int, dict[str, str]] = {}
+        self.timed: dict[int, dict[str, str]] = {}
         self.look("python")
 
     def look(self, owner: str) -> None:
         self.owner = owner
         self.opened = self.update(self.opened, self.open_files(), owner)
         self.started = self.update(self.started, self.children(), owner)
+        self.mapped = self.update(self.mapped, self.shared_mappings(), owner)
+        self.timed = self.update(self.timed, self.timers(), owner)
 
     @staticmethod
     def update(
@@ -1156,6 +1162,26 @@ class Ledger:
                 ended = ", ended but not waited for" if rest.split()[:1] == ["Z"] else ""
                 found[int(child)] = f"{name} (process {child}{ended})"
         return found
+
+    @staticmethod
+    def shared_mappings() -> dict[int, str]:
+        found = {}
+        for line in _read("/proc/self/maps").splitlines():
+            addresses, access, *rest = line.split(None, 5)
+            if access.endswith("s"):
+                found[int(addresses.partition("-")[0], 16)] = rest[-1]
+        return found
+
+    @staticmethod
+    def timers() -> dict[int, str]:
+        kinds = (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF)
+        return {kind: "timer" for kind in kinds if any(_signal.getitimer(kind))}
+
+    def mappings(self) -> list[dict[str, object]]:
+        return [{"address": start, "owner": entry["owner"]} for start, entry in self.mapped.items()]
+
+    def timer_owners(self) -> list[str]:
+        return [entry["owner"] for entry in self.timed.values()]
 
     def descriptors(self) -> list[dict[str, object]]:
         return [{"descriptor": number, **entry} for number, entry in self.opened.items()]

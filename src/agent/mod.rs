@@ -82,6 +82,19 @@ pub struct Ready {
     pub versions: BTreeMap<String, String>,
     /// The open descriptors, but for the standard ones and those of the snapshot.
     pub descriptors: Vec<Opened>,
+    /// The shared mappings.
+    pub mappings: Vec<Mapped>,
+    /// After which step each running interval timer (getitimer(2)) was there.
+    pub timers: Vec<String>,
+}
+
+/// A shared mapping.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapped {
+    /// Its first address.
+    pub address: u64,
+    /// After which step it was there: `python`, `import MODULE` or `exec FILE`.
+    pub owner: String,
 }
 
 /// An open descriptor.
@@ -144,12 +157,14 @@ mod tests {
                 "modules": {"sys": null, "json": "/usr/lib/python3.11/json/__init__.py"},
                 "versions": {"json": "2.0.9"},
                 "descriptors": [{"descriptor": 3, "target": "/dev/urandom",
-                "owner": "import json"}]}"#,
+                "owner": "import json"}],
+                "mappings": [{"address": 4096, "owner": "import json"}], "timers": []}"#,
         );
         let Event::Ready(ready) = ready else { panic!("{ready:?}") };
         assert_eq!((ready.pid, ready.thaw, ready.resident), (7, 4096, (1, 2)));
         assert_eq!(ready.modules["sys"], None);
         assert_eq!(ready.descriptors[0].owner, "import json");
+        assert_eq!(ready.mappings[0].address, 4096);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 
 use nix::sys::utsname::uname;
 
+use crate::agent::Ready;
 use crate::image::{
     Archive, Check, Contents, FileStamp, Host, Machine, Manifest, Memory as MemoryFigures, Module,
     PageRun, Python, Writer,
@@ -42,7 +43,10 @@ pub(super) fn assemble(
     let own: Vec<u32> = u32::try_from(frozen.orders).into_iter().collect();
     let refusals = process.refusals(&own);
     if !refusals.is_empty() {
-        let named = |refusal: &process::Refusal| Refusal { what: refusal.to_string(), owner: None };
+        let named = |refusal: &process::Refusal| Refusal {
+            what: refusal.to_string(),
+            owner: owner(refusal, &frozen.ready),
+        };
         return Err(SnapshotError::Refused(refusals.iter().map(named).collect()));
     }
     let files = OnDisk::default();
@@ -70,6 +74,22 @@ pub(super) fn assemble(
     };
     frozen.interrupted()?;
     Ok(writer.finish(&contents)?)
+}
+
+/// After which step something was there, as the agent has seen it.
+fn owner(refusal: &process::Refusal, ready: &Ready) -> Option<String> {
+    match refusal {
+        process::Refusal::Descriptor { number, .. } => {
+            let opened = ready.descriptors.iter().find(|opened| opened.descriptor == *number);
+            opened.map(|opened| opened.owner.clone())
+        }
+        process::Refusal::Mapping { range, .. } => {
+            let mapped = ready.mappings.iter().find(|mapped| range.contains(&mapped.address));
+            mapped.map(|mapped| mapped.owner.clone())
+        }
+        process::Refusal::Timers(_) => ready.timers.first().cloned(),
+        _ => None,
+    }
 }
 
 /// How many pages may lie between two dumped ones that are mapped in one call: a hole in the image

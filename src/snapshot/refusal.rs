@@ -9,6 +9,7 @@ use std::io;
 use std::path::Path;
 
 use super::error::Refusal;
+use crate::agent;
 use crate::sys::procfs::{Opened, ProcessDirectory};
 
 /// Devices that hold a part of the program: a GPU's memory, or a connection to it.
@@ -29,6 +30,16 @@ impl Owners {
         // It may be about to end, which is noticed elsewhere.
         for descriptor in process.descriptors().unwrap_or_default() {
             self.0.entry(descriptor).or_insert_with(|| step.map(ToOwned::to_owned));
+        }
+    }
+
+    /// Takes over what the agent knows of its own process: it has looked after each step, and nothing
+    /// went on while it did.
+    pub(super) fn tell(&mut self, opened: &[agent::Opened]) {
+        for one in opened {
+            let Ok(descriptor) = i32::try_from(one.descriptor) else { continue };
+            let target = OsString::from(&one.target);
+            self.0.insert((descriptor, target), Some(one.owner.clone()));
         }
     }
 

@@ -315,6 +315,7 @@ impl<'a> Target<'a> {
                 story.refused.push(Refusal { what, owner: Some(owner) });
             }
             agent::Event::Ready(ready) => {
+                story.owners.tell(&ready.descriptors);
                 story.owners.note(&self.directory, story.step.as_deref());
                 story.ready = Some(ready);
             }
