@@ -1,15 +1,15 @@
 //! From an image and the arguments for python to the frozen interpreter, in this very process.
 
-mod fixed;
-
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::image::{Image, ImageError, SectionKind};
+use crate::cpython::{CommandLine, Settings};
+use crate::image::{Check, Image, ImageError, SectionKind};
 use crate::native::exec::{Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
+use crate::sys::inherited::environment;
 
 /// What `run` was asked for.
 #[derive(Clone, Debug, Default)]
@@ -64,7 +64,7 @@ pub fn run(request: Request) -> Result<Infallible, RunError> {
     image.compare()?;
     let least_descriptor =
         view.descriptors().filter_map(|one| i32::try_from(one.number + 1).ok()).max().unwrap_or(0);
-    if fixed::needs_a_start(&request.arguments) {
+    if !stands_for(image.check(), &request.arguments) {
         let mut arguments = vec![image.check().argv0.clone()];
         arguments.extend(request.arguments);
         return Ok(exec_plainly(image.check().interpreter.clone(), arguments)?);
@@ -85,4 +85,17 @@ pub fn run(request: Request) -> Result<Infallible, RunError> {
         least_descriptor,
         options,
     })?)
+}
+
+/// Whether the frozen interpreter may stand for a new one with these arguments in this environment.
+/// Where something differs that only a new interpreter can heed, a run is the interpreter's own: as
+/// slow as ever, and right.
+fn stands_for(check: &Check, arguments: &[OsString]) -> bool {
+    let environment = environment();
+    let variables = environment.iter().filter_map(|entry| {
+        let entry = entry.to_bytes();
+        let equals = entry.iter().position(|byte| *byte == b'=')?;
+        Some((&entry[..equals], &entry[equals + 1..]))
+    });
+    check.settings.fits(&Settings::new(&CommandLine::parse(arguments), variables))
 }
