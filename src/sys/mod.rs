@@ -10,6 +10,7 @@ pub mod inherited;
 pub mod interrupts;
 pub mod keeper;
 pub mod locale;
+pub mod lookup;
 mod namespaces;
 pub mod probe;
 pub mod procfs;
@@ -18,7 +19,7 @@ mod startup;
 mod vdso;
 
 pub use explain::Explain;
-pub use startup::{fill_standard_descriptors, survive_failed_writes};
+pub use startup::{fail_at_writes, fill_standard_descriptors, survive_failed_writes};
 pub use vdso::vdso;
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
