@@ -64,8 +64,9 @@ fn execute(command: Command) -> Result<i32, Failure> {
 }
 
 fn run(arguments: args::Run) -> Result<i32, Failure> {
-    let args::Run { full_exit, fallback, no_children, image, arguments } = arguments;
-    let request = run::Request { image, name: None, arguments, full_exit, no_children };
+    let args::Run { check, full_exit, fallback, no_children, image, arguments } = arguments;
+    let request =
+        run::Request { image, name: None, arguments, check: check.into(), full_exit, no_children };
     if fallback {
         match run::run_or_start(request, None, |why| report::regret(&why))? {}
     }

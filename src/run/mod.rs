@@ -7,7 +7,7 @@ use std::iter;
 use std::path::{Path, PathBuf, absolute};
 
 use crate::cpython::{CommandLine, Settings};
-use crate::image::{Check, Image, ImageError, SectionKind};
+use crate::image::{Check, Depth, Image, ImageError, SectionKind};
 use crate::native::exec::{Children, Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
@@ -23,6 +23,8 @@ pub struct Request {
     pub name: Option<OsString>,
     /// What `python3` would be given.
     pub arguments: Vec<OsString>,
+    /// How much is compared with what the image was made from.
+    pub check: Depth,
     /// Leave by the interpreter's own finalization, as a whole.
     pub full_exit: bool,
     /// Children that are the same interpreter start as ever.
@@ -156,7 +158,7 @@ fn start(
 fn become_frozen(image: Image, request: &Request) -> Result<Infallible, RunError> {
     let view = view::PlanView::new(image.plan(), image.length(), image.memory())
         .map_err(|why| RunError::Plan { path: request.image.clone(), why })?;
-    image.compare()?;
+    image.compare(request.check)?;
     let Check { interpreter, argv0, .. } = image.check().clone();
     // A python that goes by another name would be another one: it finds its libraries by its name.
     let name = match &request.name {
