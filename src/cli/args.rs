@@ -111,6 +111,18 @@ pub(super) enum Isolation {
     Userns,
 }
 
+/// Who brings the frozen process back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Engine {
+    /// Native where the image allows it, else criu
+    #[default]
+    Auto,
+    /// This process becomes the frozen one: any user, no rights needed
+    Native,
+    /// CRIU restores it as a child: root, or CAP_CHECKPOINT_RESTORE
+    Criu,
+}
+
 /// Run a script, a module or the prompt from an image, as python3 would.
 ///
 /// Everything after IMAGE is what `python3` would be given: options, `-c CODE`, `-m MODULE`, a
@@ -131,6 +143,10 @@ pub(super) struct Run {
     /// it does without an image
     #[arg(long)]
     pub(super) full_exit: bool,
+
+    /// Who brings the frozen process back
+    #[arg(long, value_name = "WHO", default_value = "auto")]
+    pub(super) engine: Engine,
 
     /// The image
     #[arg(value_name = "IMAGE")]
@@ -213,7 +229,9 @@ pub(super) fn parse(mut arguments: Vec<OsString>) -> Result<Command, clap::Error
     let mut command = match arguments.as_slice() {
         // The usual run does without clap, which takes longer than opening the image.
         [_, _, image] if is_run && !is_option(image) => {
-            Command::Run(Run { full_exit: false, image: image.into(), arguments: Vec::new() })
+            let engine = Engine::default();
+            let (image, arguments) = (image.into(), Vec::new());
+            Command::Run(Run { full_exit: false, engine, image, arguments })
         }
         _ => Cli::try_parse_from(arguments)?.command,
     };

@@ -61,8 +61,13 @@ fn execute(command: Command) -> Result<i32, Failure> {
 }
 
 fn run(arguments: args::Run) -> Result<i32, Failure> {
-    let args::Run { full_exit, image, arguments } = arguments;
-    match run::run(run::Request { image, arguments, full_exit })? {}
+    let args::Run { full_exit, engine, image, arguments } = arguments;
+    let engine = match engine {
+        args::Engine::Auto => run::Engine::Auto,
+        args::Engine::Native => run::Engine::Native,
+        args::Engine::Criu => run::Engine::Criu,
+    };
+    Ok(run::run(run::Request { image, arguments, full_exit, engine })?)
 }
 
 fn snapshot(arguments: args::Snapshot) -> Result<i32, Failure> {

@@ -7,6 +7,7 @@
 
 mod cli;
 mod endurance;
+mod engines;
 mod environment;
 mod faults;
 mod memory;
