@@ -276,6 +276,18 @@ pub struct Handover {
 
 /// Leave by the interpreter's own finalization.
 pub const OPTION_FULL_EXIT: u64 = 1;
+/// Two more strings come with the handover: what child processes are started with (see
+/// [`LAUNCHER_NAME`]).
+pub const OPTION_CHILDREN: u64 = 2;
+
+/// Name of the environment variable that holds the launcher's absolute path. It and the next,
+/// [`IMAGE_NAME`], stand before `LD_AUDIT` where [`OPTION_CHILDREN`] says so. They are cut off as
+/// the others are, but stay on the stack: from [`ThawArgs::env_end`] on, one after the other.
+pub const LAUNCHER_NAME: &[u8] = b"PRELOADED_CRIU_LAUNCHER=";
+/// Name of the environment variable that holds the image's absolute path.
+pub const IMAGE_NAME: &[u8] = b"PRELOADED_CRIU_IMAGE=";
+/// The launcher's command that stands in for an interpreter that a frozen one starts.
+pub const CHILD_COMMAND: &core::ffi::CStr = c"child";
 
 /// Name of the environment variable that holds the [`Handover`]; it and `LD_AUDIT` are the last two
 /// strings of the environment and are cut off before the program sees it.

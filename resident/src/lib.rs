@@ -8,6 +8,7 @@
 #![no_std]
 #![allow(unsafe_code, reason = "this crate runs inside another program")]
 
+mod children;
 mod libc;
 mod orders;
 mod program;
@@ -342,6 +343,9 @@ unsafe fn arguments(
         libc::environ = (*thawed).envp.cast();
         let argv = (*thawed).argv.cast::<*mut c_char>();
         name_program(argv.read());
+        if (*thawed).options & restore_plan::OPTION_CHILDREN != 0 && !(*thawed).executed.is_null() {
+            children::adopt((*thawed).executed.cast(), (*thawed).env_end.cast());
+        }
         let mut argc = 0;
         while !argv.add(argc).read().is_null() {
             argc += 1;

@@ -31,6 +31,7 @@ unsafe extern "C" {
         data: *mut c_void,
     ) -> c_int;
     pub(crate) static mut stdin: *mut c_void;
+    pub(crate) fn __errno_location() -> *mut c_int;
     pub(crate) fn exit(status: c_int) -> !;
     pub(crate) fn _exit(status: c_int) -> !;
     pub(crate) static mut environ: *mut *mut c_char;

@@ -4,7 +4,7 @@
 //! `SCM_RIGHTS`), so that they share offset and flags with the caller's.
 
 use core::mem::offset_of;
-use core::ptr::null_mut;
+use core::ptr::{null, null_mut};
 
 use restore_plan::{GREETING, Greeting, Layout, Orders};
 
@@ -152,8 +152,14 @@ unsafe fn adopt_strings(file: i32, orders: &Orders) {
         point(envp, orders.environment, next, end);
         let arg_end = first.add(orders.argument_bytes as usize);
         describe(&orders.layout, first, arg_end, end);
-        THAWED =
-            Thawed { argv, envp, env_end: end, ignored: orders.ignored, options: orders.options };
+        THAWED = Thawed {
+            argv,
+            envp,
+            env_end: end,
+            ignored: orders.ignored,
+            options: orders.options,
+            executed: null(),
+        };
     }
 }
 

@@ -17,11 +17,19 @@ pub(crate) struct Thawed {
     pub(crate) env_end: *const u8,
     pub(crate) ignored: u64,
     pub(crate) options: u64,
+    /// The path that was given to execve(2) for this process.
+    pub(crate) executed: *const u8,
 }
 
 /// Null pointers until a restore fills it in.
-pub(crate) static mut THAWED: Thawed =
-    Thawed { argv: null_mut(), envp: null_mut(), env_end: null(), ignored: 0, options: 0 };
+pub(crate) static mut THAWED: Thawed = Thawed {
+    argv: null_mut(),
+    envp: null_mut(),
+    env_end: null(),
+    ignored: 0,
+    options: 0,
+    executed: null(),
+};
 
 const PR_SET_NAME: usize = 15;
 pub(crate) const PR_SET_MM: usize = 35;
@@ -32,6 +40,7 @@ const AT_NULL: usize = 0;
 const AT_PHDR: usize = 3;
 const AT_BASE: usize = 7;
 const AT_ENTRY: usize = 9;
+const AT_EXECFN: usize = 31;
 const AT_SYSINFO_EHDR: usize = 33;
 
 /// clone(2): what pthread_create(3) asks for, but that the TID goes where the C library keeps it.
@@ -89,6 +98,7 @@ pub(crate) unsafe extern "C" fn thaw(args: *const ThawArgs) -> ! {
             env_end: args.env_end as *const u8,
             ignored: args.ignored,
             options: args.options,
+            executed: auxiliary(args.auxv, AT_EXECFN) as *const u8,
         };
         describe(args, &*plan);
         for signal in table::<Signal>(plan, (*plan).signals) {
@@ -106,6 +116,25 @@ pub(crate) unsafe extern "C" fn thaw(args: *const ThawArgs) -> ! {
         set_thread_pointer(main);
         leave(landing, args.region, args.scratch)
     }
+}
+
+/// An entry of the new process's auxiliary vector (getauxval(3)); 0 for none.
+///
+/// # Safety
+///
+/// The address is that of such a vector.
+unsafe fn auxiliary(vector: u64, key: usize) -> usize {
+    let mut entry = vector as *const usize;
+    // SAFETY: the vector consists of pairs and ends with AT_NULL, where this stops.
+    unsafe {
+        while entry.read() != AT_NULL {
+            if entry.read() == key {
+                return entry.add(1).read();
+            }
+            entry = entry.add(2);
+        }
+    }
+    0
 }
 
 /// # Safety

@@ -1,7 +1,7 @@
 //! What the kernel put on the new process's stack (`fs/binfmt_elf.c`, `create_elf_tables`): argument
 //! vector, environment vector, auxiliary vector, strings.
 
-use restore_plan::{HANDOVER_NAME, HANDOVER_TEXT, Handover, PAGE};
+use restore_plan::{HANDOVER_NAME, HANDOVER_TEXT, Handover, OPTION_CHILDREN, PAGE};
 
 const AT_BASE: usize = 7;
 const AT_EXECFN: usize = 31;
@@ -135,23 +135,26 @@ impl Start {
         }
     }
 
-    /// Takes our two strings, the last of the environment, out of it and wipes them.
+    /// Takes our strings, the last of the environment, out of it. The last two are wiped; those for
+    /// child processes, which stand before them, stay where they are.
     pub(crate) fn cut_environment(&mut self) {
-        let first = self.environment - 2;
+        let audit = self.environment - 2;
+        let children = self.handover.options & OPTION_CHILDREN != 0 && audit >= 2;
+        let first = if children { audit - 2 } else { audit };
         // SAFETY: the indices are below the number of strings; the strings lie one after the other
         // in the order of the vector and end with NUL.
         unsafe {
-            let audit = self.envp.add(first).read();
-            for index in [first, first + 1] {
+            let end = self.envp.add(first).read();
+            for index in first..audit + 2 {
                 let mut byte = self.envp.add(index).read();
-                while byte.read() != 0 {
+                while index >= audit && byte.read() != 0 {
                     byte.write(0);
                     byte = byte.add(1);
                 }
                 self.envp.add(index).write(core::ptr::null_mut());
             }
             self.environment = first;
-            self.env_end = audit as usize;
+            self.env_end = end as usize;
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What can be typed: these types are the help text.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::{Arg, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -36,6 +37,8 @@ pub(super) enum Command {
     Doctor(Doctor),
     Inspect(Inspect),
     Export(Export),
+    #[command(hide = true)]
+    Child(Child),
 }
 
 /// Import libraries once and freeze the interpreter into an image.
@@ -129,7 +132,7 @@ pub(super) enum Engine {
 /// script, `-` for standard input, or nothing for the prompt. The script has the caller's
 /// environment, working directory, descriptors, limits, signals and terminal, and its exit status is
 /// the exit status.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 #[command(
     override_usage = "preloaded-criu run [OPTIONS] <IMAGE> [PYTHON ARGUMENTS]...",
     after_help = "\
@@ -148,6 +151,16 @@ pub(super) struct Run {
     #[arg(long, value_name = "WHO", default_value = "auto")]
     pub(super) engine: Engine,
 
+    /// Start the interpreter without the image where the image cannot be used, with a line that says
+    /// so on standard error (none if PRELOADED_CRIU_QUIET is set)
+    #[arg(long)]
+    pub(super) fallback: bool,
+
+    /// Let child processes be ordinary ones. Without this, a script that starts its own interpreter
+    /// (subprocess with sys.executable, multiprocessing) has it started from the image as well
+    #[arg(long)]
+    pub(super) no_children: bool,
+
     /// The image
     #[arg(value_name = "IMAGE")]
     pub(super) image: PathBuf,
@@ -155,6 +168,35 @@ pub(super) struct Run {
     /// What python3 would be given
     #[arg(value_name = "PYTHON ARGUMENTS")]
     pub(super) arguments: Vec<OsString>,
+}
+
+/// Stand in for an interpreter that a program run from an image starts: `child IMAGE PROGRAM NAME
+/// [ARGUMENTS]...`. Not for people.
+#[derive(Debug, clap::Args)]
+pub(super) struct Child {
+    /// The image
+    pub(super) image: PathBuf,
+    /// The interpreter's path, as it was to be executed
+    pub(super) program: PathBuf,
+    /// What it is called
+    pub(super) name: OsString,
+    /// Its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(super) arguments: Vec<OsString>,
+}
+
+impl Child {
+    /// Everything after the command's name, as it comes: none of it is to be understood here.
+    fn read(arguments: &mut Vec<OsString>) -> Option<Self> {
+        if arguments.len() < 5 || arguments[1].as_bytes() != restore_plan::CHILD_COMMAND.to_bytes()
+        {
+            return None;
+        }
+        let mut rest = arguments.drain(2..);
+        let mut next = || rest.next();
+        let (image, program, name) = (next()?.into(), next()?.into(), next()?);
+        Some(Self { image, program, name, arguments: rest.collect() })
+    }
 }
 
 /// Say what this machine allows, and what to do about what it does not.
@@ -223,15 +265,16 @@ pub(super) struct Export {
 
 /// Understands the arguments of the program, its own name first.
 pub(super) fn parse(mut arguments: Vec<OsString>) -> Result<Command, clap::Error> {
+    if let Some(child) = Child::read(&mut arguments) {
+        return Ok(Command::Child(child));
+    }
     // What comes after the image is python's, whatever it looks like: clap must not see it.
     let is_run = arguments.get(1).is_some_and(|name| name == "run");
     let python = if is_run { arguments.split_off(image_end(&arguments)) } else { Vec::new() };
     let mut command = match arguments.as_slice() {
         // The usual run does without clap, which takes longer than opening the image.
         [_, _, image] if is_run && !is_option(image) => {
-            let engine = Engine::default();
-            let (image, arguments) = (image.into(), Vec::new());
-            Command::Run(Run { full_exit: false, engine, image, arguments })
+            Command::Run(Run { image: image.into(), ..Run::default() })
         }
         _ => Cli::try_parse_from(arguments)?.command,
     };
@@ -286,8 +329,6 @@ impl clap::builder::TypedValueParser for AssignmentParser {
         argument: Option<&Arg>,
         value: &OsStr,
     ) -> Result<Self::Value, clap::Error> {
-        use std::os::unix::ffi::OsStrExt;
-
         let bytes = value.as_bytes();
         match bytes.iter().position(|byte| *byte == b'=') {
             Some(at) if at > 0 => Ok((

@@ -45,14 +45,17 @@ pub fn main() -> i32 {
 }
 
 fn execute(command: Command) -> Result<i32, Failure> {
-    if let Command::Run(arguments) = command {
-        return run(arguments);
-    }
+    let command = match command {
+        Command::Run(arguments) => return run(arguments),
+        Command::Child(arguments) => return child(arguments),
+        command => command,
+    };
     // Whatever these commands open must not take the place of a closed standard descriptor, or
     // they would print into it. A script finds its descriptors as the caller left them.
     sys::fill_standard_descriptors();
     match command {
         Command::Run(arguments) => run(arguments),
+        Command::Child(arguments) => child(arguments),
         Command::Snapshot(arguments) => snapshot(arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
@@ -61,13 +64,24 @@ fn execute(command: Command) -> Result<i32, Failure> {
 }
 
 fn run(arguments: args::Run) -> Result<i32, Failure> {
-    let args::Run { full_exit, engine, image, arguments } = arguments;
+    let args::Run { full_exit, engine, fallback, no_children, image, arguments } = arguments;
     let engine = match engine {
         args::Engine::Auto => run::Engine::Auto,
         args::Engine::Native => run::Engine::Native,
         args::Engine::Criu => run::Engine::Criu,
     };
-    Ok(run::run(run::Request { image, arguments, full_exit, engine })?)
+    let request = run::Request { image, name: None, arguments, full_exit, engine, no_children };
+    if fallback {
+        return Ok(run::run_or_start(request, None, |why| report::regret(&why))?);
+    }
+    Ok(run::run(&request)?)
+}
+
+/// Nobody has asked for an image here: where it cannot be used, nothing is said.
+fn child(arguments: args::Child) -> Result<i32, Failure> {
+    let args::Child { image, program, name, arguments } = arguments;
+    let request = run::Request { image, name: Some(name), arguments, ..run::Request::default() };
+    Ok(run::run_or_start(request, Some(program), |_| ())?)
 }
 
 fn snapshot(arguments: args::Snapshot) -> Result<i32, Failure> {

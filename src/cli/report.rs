@@ -1,6 +1,7 @@
 //! How a failure looks.
 
 use std::io::{self, Write};
+use std::iter;
 
 use serde_json::{Value, json};
 
@@ -19,7 +20,21 @@ pub(super) fn print(error: &dyn Explain) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// The same for machines.
+/// If it is set to anything, a start without the image is not spoken of.
+const QUIET: &str = "PRELOADED_CRIU_QUIET";
+
+/// Says in one line why python starts without its image.
+pub(super) fn regret(error: &dyn Explain) {
+    if std::env::var_os(QUIET).is_some_and(|value| !value.is_empty()) {
+        return;
+    }
+    let why = iter::once(error.to_string()).chain(reasons(error)).collect::<Vec<_>>().join(": ");
+    let text = format!("preloaded-criu: python starts without its image: {why}\n");
+    // Nobody is left to tell if this fails.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// What `print` says, for machines.
 pub(super) fn json(error: &dyn Explain) -> Value {
     json!({
         "event": "error",

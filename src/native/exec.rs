@@ -3,16 +3,16 @@
 use std::convert::Infallible;
 use std::ffi::{CStr, CString, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use nix::unistd::execve;
-use restore_plan::{HANDOVER_NAME, Handover};
+use restore_plan::{HANDOVER_NAME, Handover, IMAGE_NAME, LAUNCHER_NAME, OPTION_CHILDREN};
 
 use super::NativeError;
 use crate::sys::handover::{at_least, executable_memory, keep_over_exec};
 use crate::sys::inherited::{environment, ignored_signals};
-use crate::sys::survive_failed_writes;
+use crate::sys::{fail_at_writes, survive_failed_writes};
 
 /// The restorer's shared object.
 const RESTORER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/librestorer.so"));
@@ -31,20 +31,36 @@ pub struct Launch {
     pub arguments: Vec<OsString>,
     /// Numbers below this belong to the frozen process's own descriptors.
     pub least_descriptor: RawFd,
-    /// `OPTION_` bits of the plan crate.
+    /// `OPTION_` bits of the plan crate, but for `OPTION_CHILDREN`.
     pub options: u64,
+    /// What children of the frozen interpreter are started with; without it they are as they are.
+    pub children: Option<Children>,
+}
+
+/// What the resident executes where the program executes its own interpreter. Absolute paths.
+pub struct Children {
+    /// This program.
+    pub launcher: PathBuf,
+    /// The image.
+    pub image: PathBuf,
 }
 
 /// Becomes the frozen interpreter: on success there is nobody to return to.
 ///
 /// # Errors
 ///
-/// What kept the interpreter from being started.
+/// What kept the interpreter from being started. The process is as it was.
 pub fn exec(launch: Launch) -> Result<Infallible, NativeError> {
     // Asked before anything here changes it.
     let ignored = ignored_signals();
     // A limit for the size of files counts for the memory file too; CPython ignores its signal anyway.
     survive_failed_writes();
+    let failed = hand_over(launch, ignored);
+    fail_at_writes(ignored);
+    failed
+}
+
+fn hand_over(launch: Launch, ignored: u64) -> Result<Infallible, NativeError> {
     let away = |descriptor| at_least(descriptor, launch.least_descriptor.max(3));
     let restorer =
         executable_memory(c"python3", RESTORER).and_then(away).map_err(NativeError::Handover)?;
@@ -60,10 +76,15 @@ pub fn exec(launch: Launch) -> Result<Infallible, NativeError> {
         plan_offset: launch.plan_offset,
         plan_length: launch.plan_length,
         ignored,
-        options: launch.options,
+        options: launch.options | launch.children.as_ref().map_or(0, |_| OPTION_CHILDREN),
         attempt: 0,
     };
     let mut environment = environment();
+    if let Some(Children { launcher, image }) = launch.children {
+        for (name, path) in [(LAUNCHER_NAME, launcher), (IMAGE_NAME, image)] {
+            environment.push(CString::new([name, path.as_os_str().as_bytes()].concat())?);
+        }
+    }
     environment.push(CString::new(format!("LD_AUDIT=/proc/self/fd/{}", restorer.as_raw_fd()))?);
     environment.push(CString::new([HANDOVER_NAME, &handover.to_text()].concat())?);
     let arguments = strings(launch.arguments)?;

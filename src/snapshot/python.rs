@@ -5,11 +5,11 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::sys::Explain;
+use crate::sys::lookup::{in_path, is_executable};
 
 /// An interpreter that can be frozen.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -140,16 +140,7 @@ fn locate(name: &Path) -> Result<PathBuf, PythonError> {
         let path = std::path::absolute(name).map_err(|_| missing())?;
         return if is_executable(&path) { Ok(path) } else { Err(missing()) };
     }
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .map(|folder| folder.join(name))
-        .find(|path| is_executable(path))
-        .and_then(|path| std::path::absolute(path).ok())
-        .ok_or_else(missing)
-}
-
-fn is_executable(path: &Path) -> bool {
-    path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    in_path(name.as_os_str()).ok_or_else(missing)
 }
 
 /// What an interpreter says of itself.

@@ -2,6 +2,8 @@
 
 use std::ffi::{CStr, CString};
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
 unsafe extern "C" {
     static environ: *const *const std::ffi::c_char;
 }
@@ -35,6 +37,21 @@ fn is_ignored(signal: i32) -> bool {
     // SAFETY: with a null action the call only asks; `action` is writable.
     let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
     asked == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// The limit for the size of the address space (getrlimit(2), `RLIMIT_AS`), if there is one.
+#[must_use]
+pub fn address_space_limit() -> Option<u64> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_AS).ok()?;
+    (soft != RLIM_INFINITY).then_some(soft)
+}
+
+/// Whether a descriptor of this number is open.
+#[must_use]
+pub fn is_open(number: u64) -> bool {
+    let Ok(number) = i32::try_from(number) else { return false };
+    // SAFETY: F_GETFD only asks, and says so when there is no such descriptor.
+    unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
 }
 
 #[cfg(test)]

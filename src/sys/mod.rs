@@ -10,6 +10,7 @@ pub mod handover;
 pub mod inherited;
 pub mod interrupts;
 pub mod keeper;
+pub mod lookup;
 mod namespaces;
 pub mod numbers;
 pub mod probe;
@@ -21,7 +22,7 @@ mod vdso;
 pub mod witness;
 
 pub use explain::Explain;
-pub use startup::{fill_standard_descriptors, survive_failed_writes};
+pub use startup::{fail_at_writes, fill_standard_descriptors, survive_failed_writes};
 pub use vdso::vdso;
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};

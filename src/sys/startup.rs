@@ -29,3 +29,14 @@ pub fn survive_failed_writes() {
         let _ = unsafe { signal(failed, SigHandler::SigIgn) };
     }
 }
+
+/// Takes back what [`survive_failed_writes`] did, for a program that is started after all: `ignored`
+/// are the signals that were ignored before it (bit N-1 for signal N).
+pub fn fail_at_writes(ignored: u64) {
+    for failed in [Signal::SIGPIPE, Signal::SIGXFSZ] {
+        if ignored & 1 << (failed as i32 - 1) == 0 {
+            // SAFETY: as above; the default action has no handler either.
+            let _ = unsafe { signal(failed, SigHandler::SigDfl) };
+        }
+    }
+}

@@ -5,6 +5,7 @@
 //! outputs byte for byte, files, and how it ended.
 #![allow(clippy::unwrap_used, reason = "in a test, what is not as it should be is a failure")]
 
+mod children;
 mod cli;
 mod endurance;
 mod engines;
