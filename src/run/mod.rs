@@ -1,6 +1,5 @@
 //! From an image and the arguments for python to the frozen interpreter, in this very process.
 
-mod fixed;
 mod orders;
 mod through_criu;
 
@@ -10,11 +9,12 @@ use std::fs::read_link;
 use std::iter;
 use std::path::{Path, PathBuf, absolute};
 
+use crate::cpython::{CommandLine, Settings};
 use crate::image::{Check, Image, ImageError, SectionKind};
 use crate::native::exec::{Children, Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
-use crate::sys::inherited::{address_space_limit, is_open};
+use crate::sys::inherited::{address_space_limit, environment, is_open};
 use crate::sys::lookup::{goes_by, is_executable, usual_python};
 
 pub use through_criu::ThroughCriuError;
@@ -192,7 +192,7 @@ fn become_frozen(image: Image, request: &Request) -> Result<i32, RunError> {
         None if goes_by(&argv0, &interpreter) => argv0,
         None => interpreter.clone().into_os_string(),
     };
-    if fixed::needs_a_start(&request.arguments) {
+    if !stands_for(image.check(), &request.arguments) {
         match start(interpreter, Some(name), request.arguments.clone())? {}
     }
     fits(&view)?;
@@ -216,6 +216,19 @@ fn become_frozen(image: Image, request: &Request) -> Result<i32, RunError> {
         options,
         children,
     })? {}
+}
+
+/// Whether the frozen interpreter may stand for a new one with these arguments in this environment.
+/// Where something differs that only a new interpreter can heed, a run is the interpreter's own: as
+/// slow as ever, and right.
+fn stands_for(check: &Check, arguments: &[OsString]) -> bool {
+    let environment = environment();
+    let variables = environment.iter().filter_map(|entry| {
+        let entry = entry.to_bytes();
+        let equals = entry.iter().position(|byte| *byte == b'=')?;
+        Some((&entry[..equals], &entry[equals + 1..]))
+    });
+    check.settings.fits(&Settings::new(&CommandLine::parse(arguments), variables))
 }
 
 /// What a restore would otherwise find out when there is no way back.
