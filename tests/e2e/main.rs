@@ -15,6 +15,7 @@ mod process;
 mod randomness;
 mod script;
 mod snapshot;
+mod starters;
 mod streams;
 mod support;
 mod terminal;
