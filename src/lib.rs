@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod cli;
+pub mod cpython;
 pub mod criu;
 pub mod doctor;
 pub mod image;

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use clap::{Arg, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, CommandFactory, Parser, Subcommand, ValueEnum};
 
 /// Start heavy Python programs at once.
 ///
@@ -103,6 +103,69 @@ pub(super) struct Snapshot {
     /// Say what happens as lines of JSON on standard output
     #[arg(long)]
     pub(super) json: bool,
+
+    #[command(flatten)]
+    pub(super) options: PythonOptions,
+}
+
+/// Options of `python3` that it heeds only when it starts. A run with other ones than its image was
+/// made with is an ordinary start of the interpreter: no faster, and right.
+#[derive(Debug, Default, clap::Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an option of python3")]
+#[command(
+    next_help_heading = "Options of the interpreter, for an image of runs that have them too"
+)]
+pub(super) struct PythonOptions {
+    /// Warn when bytes are compared with text; -bb: refuse it
+    #[arg(short = 'b', action = ArgAction::Count)]
+    bytes_warning: u8,
+
+    /// Ignore the variables whose names begin with PYTHON
+    #[arg(short = 'E')]
+    ignore_environment: bool,
+
+    /// Isolate from the environment and the user's own packages
+    #[arg(short = 'I')]
+    isolated: bool,
+
+    /// Leave out assertions; -OO: docstrings too
+    #[arg(short = 'O', action = ArgAction::Count)]
+    optimize: u8,
+
+    /// Keep the script's directory out of the module search path (3.11 or later)
+    #[arg(short = 'P')]
+    safe_path: bool,
+
+    /// Leave out the user's own packages
+    #[arg(short = 's')]
+    no_user_site: bool,
+
+    /// Leave out the module site
+    #[arg(short = 'S')]
+    no_site: bool,
+
+    /// An extended option, for instance utf8 or dev; may be given several times
+    #[arg(short = 'X', value_name = "NAME[=VALUE]")]
+    extended: Vec<OsString>,
+}
+
+impl PythonOptions {
+    /// As `python3` takes them.
+    pub(super) fn words(&self) -> Vec<OsString> {
+        let letters = [
+            ('b', self.bytes_warning),
+            ('E', self.ignore_environment.into()),
+            ('I', self.isolated.into()),
+            ('O', self.optimize),
+            ('P', self.safe_path.into()),
+            ('s', self.no_user_site.into()),
+            ('S', self.no_site.into()),
+        ];
+        let letters = letters.into_iter().filter(|(_, count)| *count > 0);
+        let words = letters
+            .map(|(letter, count)| format!("-{}", letter.to_string().repeat(count.into())).into());
+        words.chain(self.extended.iter().flat_map(|option| ["-X".into(), option.clone()])).collect()
+    }
 }
 
 /// How CRIU is given the rights that it needs.
@@ -533,6 +596,16 @@ mod tests {
             (0..1000).for_each(|_| drop(run(line)));
             println!("{line:?}: {:?}", start.elapsed() / 1000);
         }
+    }
+
+    #[test]
+    fn options_of_the_interpreter_are_as_python_has_them() {
+        let words = |line: &[&str]| snapshot(line).options.words();
+        assert_eq!(words(&["snapshot"]), [""; 0]);
+        assert_eq!(
+            words(&["snapshot", "-OO", "-sE", "-X", "utf8", "-Xdev", "--import", "x"]),
+            ["-E", "-OO", "-s", "-X", "utf8", "-X", "dev"]
+        );
     }
 
     #[test]

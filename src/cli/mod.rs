@@ -147,7 +147,7 @@ fn recipe(arguments: args::Snapshot) -> Result<snapshot::Recipe, Failure> {
     Ok(snapshot::Recipe {
         name,
         python: arguments.python,
-        flags: Vec::new(),
+        flags: arguments.options.words(),
         imports,
         warm_up,
         exec: arguments.exec,

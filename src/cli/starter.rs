@@ -69,8 +69,10 @@ fn words(snapshot: args::Snapshot, python: &Path) -> Result<Vec<OsString>, Failu
         isolation,
         criu,
         json: _,
+        options,
     } = snapshot;
     let mut words: Vec<OsString> = vec!["--python".into(), python.into()];
+    words.extend(options.words());
     let mut option = |name: &str, value: OsString| words.extend([name.into(), value]);
     if let Some(recipe) = recipe {
         // One that makes no sense is better known now.
@@ -117,9 +119,10 @@ fn again(made: &Manifest) -> Vec<OsString> {
         None => {}
     }
     let vague = recipe.exec.iter().any(|path| !path.starts_with('/') || path.contains('\u{fffd}'));
-    if !secret.is_empty() || vague || !made.python.flags.is_empty() {
+    if !secret.is_empty() || vague {
         return Vec::new();
     }
+    words.extend(made.python.flags.iter().map(Into::into));
     words.extend(recipe.imports.iter().flat_map(|name| ["--import".into(), name.into()]));
     words.extend(recipe.exec.iter().flat_map(|path| ["--exec".into(), path.into()]));
     words

@@ -4,11 +4,13 @@
 //!
 //! ```text
 //!   interpreter, argv0, libc, kernel release     strings
+//!   settings: their number u32, name and value of each; what the locale is made from, the encoding: strings
 //!   vDSO hash u64
 //!   register states u64, their bytes u32, number of feature words u32, feature words u32 each
 //!   files, to the end: path, size u64, modified {seconds i64, nanoseconds u32}, content hash u64
 //! ```
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -20,6 +22,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::bytes::{Cursor, put_bytes};
 use super::machine::{Cpu, Machine, WORDS};
+use crate::cpython::Settings;
 
 /// What an image depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub struct Check {
     pub libc: String,
     /// Kernel release, for messages: what counts is the vDSO.
     pub kernel: String,
+    /// What the interpreter was started with.
+    pub settings: Settings,
     /// Kernel and processor.
     pub machine: Machine,
     /// Files whose content the image refers to: the interpreter and all that is mapped.
@@ -123,6 +128,7 @@ impl Check {
         put_bytes(&mut out, self.argv0.as_bytes());
         put_bytes(&mut out, self.libc.as_bytes());
         put_bytes(&mut out, self.kernel.as_bytes());
+        put_settings(&mut out, &self.settings);
         let Machine { vdso, cpu } = &self.machine;
         out.extend(vdso.to_le_bytes());
         out.extend(cpu.states.to_le_bytes());
@@ -149,6 +155,7 @@ impl Check {
         let argv0 = (!argv0.contains(&0)).then(|| OsString::from_vec(argv0.to_vec()))?;
         let libc = text(&mut cursor)?;
         let kernel = text(&mut cursor)?;
+        let settings = settings(&mut cursor)?;
         let vdso = cursor.u64()?;
         let mut cpu = Cpu { states: cursor.u64()?, state_bytes: cursor.u32()?, ..Cpu::default() };
         (cursor.u32()? as usize == WORDS).then_some(())?;
@@ -164,8 +171,34 @@ impl Check {
                 content: cursor.u64()?,
             });
         }
-        Some(Self { interpreter, argv0, libc, kernel, machine: Machine { vdso, cpu }, files })
+        let machine = Machine { vdso, cpu };
+        Some(Self { interpreter, argv0, libc, kernel, settings, machine, files })
     }
+}
+
+fn put_settings(out: &mut Vec<u8>, settings: &Settings) {
+    out.extend((settings.values.len() as u32).to_le_bytes());
+    for (name, value) in &settings.values {
+        put_bytes(out, name);
+        put_bytes(out, value);
+    }
+    put_bytes(out, &settings.locale);
+    put_bytes(out, settings.encoding.as_deref().unwrap_or_default().as_bytes());
+}
+
+fn settings(cursor: &mut Cursor<'_>) -> Option<Settings> {
+    let mut values = BTreeMap::new();
+    for _ in 0..cursor.u32()? {
+        let name = cursor.bytes()?.to_vec();
+        // Sorted and each once, as they were written.
+        if values.last_key_value().is_some_and(|(last, _)| *last >= name) {
+            return None;
+        }
+        values.insert(name, cursor.bytes()?.to_vec());
+    }
+    let locale = cursor.bytes()?.to_vec();
+    let encoding = Some(text(cursor)?).filter(|text| !text.is_empty());
+    Some(Settings { values, locale, encoding })
 }
 
 fn path(cursor: &mut Cursor<'_>) -> Option<PathBuf> {
@@ -246,6 +279,11 @@ mod tests {
             argv0: "python3".into(),
             libc: "glibc 2.36".into(),
             kernel: "6.1.0".into(),
+            settings: Settings {
+                values: [(b"optimize".to_vec(), b"2".to_vec())].into(),
+                locale: b"--\n\nC".to_vec(),
+                encoding: Some("1 UTF-8".into()),
+            },
             machine: Machine::here(),
             files: vec![
                 FileStamp {

@@ -1,18 +1,17 @@
 //! From an image and the arguments for python to the frozen interpreter, in this very process.
 
-mod fixed;
-
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs::read_link;
 use std::iter;
 use std::path::{Path, PathBuf, absolute};
 
+use crate::cpython::{CommandLine, Settings};
 use crate::image::{Check, Image, ImageError, SectionKind};
 use crate::native::exec::{Children, Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
-use crate::sys::inherited::{address_space_limit, is_open};
+use crate::sys::inherited::{address_space_limit, environment, is_open};
 use crate::sys::lookup::{goes_by, is_executable, usual_python};
 
 /// What `run` was asked for.
@@ -118,7 +117,7 @@ pub fn run(request: &Request) -> Result<Infallible, RunError> {
         Some(name) => return Err(RunError::OtherName { name: name.clone() }),
         None => own_name(argv0, &interpreter),
     };
-    if fixed::needs_a_start(&request.arguments) {
+    if !stands_for(image.check(), &request.arguments) {
         return Ok(start(interpreter, name, &request.arguments)?);
     }
     fits(&view)?;
@@ -175,6 +174,19 @@ fn start(
 /// What the interpreter was called when it was frozen, where that still means it; else its path.
 fn own_name(name: OsString, interpreter: &Path) -> OsString {
     if goes_by(&name, interpreter) { name } else { interpreter.into() }
+}
+
+/// Whether the frozen interpreter may stand for a new one with these arguments in this environment.
+/// Where something differs that only a new interpreter can heed, a run is the interpreter's own: as
+/// slow as ever, and right.
+fn stands_for(check: &Check, arguments: &[OsString]) -> bool {
+    let environment = environment();
+    let variables = environment.iter().filter_map(|entry| {
+        let entry = entry.to_bytes();
+        let equals = entry.iter().position(|byte| *byte == b'=')?;
+        Some((&entry[..equals], &entry[equals + 1..]))
+    });
+    check.settings.fits(&Settings::new(&CommandLine::parse(arguments), variables))
 }
 
 /// What a restore would otherwise find out when there is no way back.

@@ -163,6 +163,7 @@ fn check(recipe: &Recipe, frozen: &Frozen, process: &Process) -> Result<Check, S
         argv0: recipe.python.as_ref().map_or_else(|| "python3".into(), Into::into),
         libc: libc_version(process),
         kernel: kernel_release(),
+        settings: frozen.settings.clone(),
         machine: Machine::here(),
         files,
     })

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -16,6 +17,7 @@ use super::refusal;
 use super::scratch::Scratch;
 use super::target::{ORDERS, Target};
 use crate::agent::{self, Job, Ready};
+use crate::cpython::{CommandLine, Settings};
 use crate::criu::{self, Criu, CriuError, Dump, Worker};
 use crate::sys::interrupts::Interrupts;
 use crate::sys::keeper::{Isolation, Keeper};
@@ -54,6 +56,8 @@ pub struct Frozen {
     pub arguments: Vec<OsString>,
     /// The environment that python was started with, without what was added for us.
     pub environment: Vec<(OsString, OsString)>,
+    /// What of that cannot be changed any more.
+    pub settings: Settings,
     /// The CRIU that has frozen it.
     pub criu: Criu,
     /// Where.
@@ -104,6 +108,7 @@ pub fn take(
         .chain(recipe.flags.iter().cloned())
         .collect();
     let environment = environment(recipe);
+    let settings = settings(&recipe.flags, &environment);
     let preload = value(&environment, "LD_PRELOAD");
     let job = Job {
         agent: agent::SOURCE.to_owned(),
@@ -154,6 +159,7 @@ pub fn take(
         interpreter,
         arguments,
         environment,
+        settings,
         criu,
         isolation,
         _keeper: keeper,
@@ -228,6 +234,12 @@ fn environment(recipe: &Recipe) -> Vec<(OsString, OsString)> {
     let mut environment: Vec<_> = std::env::vars_os().filter(|(name, _)| !set(name)).collect();
     environment.extend(recipe.environment.iter().cloned());
     environment
+}
+
+/// What the interpreter is started with that cannot be changed afterwards.
+fn settings(flags: &[OsString], environment: &[(OsString, OsString)]) -> Settings {
+    let variables = environment.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+    Settings::new(&CommandLine::parse(flags), variables).with_encoding()
 }
 
 /// The environment that makes python load the resident: it takes these two out again before

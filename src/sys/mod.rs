@@ -9,6 +9,7 @@ pub mod handover;
 pub mod inherited;
 pub mod interrupts;
 pub mod keeper;
+pub mod locale;
 pub mod lookup;
 mod namespaces;
 pub mod probe;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
 use crate::support::run::Python;
-use crate::support::{Context, everywhere, for_everyone};
+use crate::support::{Context, everywhere, for_everyone, with_every_python, without_addresses};
 
 /// Prints the environment in every form in which a program can see it.
 const SHOW: &str = r"
@@ -129,6 +129,84 @@ fn variables_that_python_heeds() {
             let run = it.python(["script.py"]).file("script.py", code).file("probe.py", PROBE);
             run.env(name, value).is_as_stock();
         }
+    });
+}
+
+#[test]
+fn variables_that_only_a_start_heeds() {
+    with_every_python(|it| {
+        let code = "import probe; probe.show(globals())\nimport os\nprint(hash('text') if 'PYTHONHASHSEED' in os.environ else 0)\n\
+                    assert not print('asserted')\nprint(__debug__, b'' == '')";
+        for (name, value) in [
+            ("PYTHONHASHSEED", "0"),
+            ("PYTHONHASHSEED", "7"),
+            ("PYTHONHASHSEED", "nonsense"),
+            ("PYTHONOPTIMIZE", "2"),
+            ("PYTHONOPTIMIZE", "0"),
+            ("PYTHONDEBUG", "1"),
+            ("PYTHONDEVMODE", "1"),
+            ("PYTHONSAFEPATH", "1"),
+            ("PYTHONNOUSERSITE", "1"),
+            ("PYTHONMALLOC", "malloc"),
+            ("PYTHONMALLOC", "nonsense"),
+            ("PYTHONPLATLIBDIR", "elsewhere"),
+            ("PYTHONHOME", "/nowhere"),
+            ("PYTHONUTF8", "1"),
+            ("PYTHONUTF8", "0"),
+            ("PYTHONUTF8", "2"),
+            ("PYTHON_FROZEN_MODULES", "off"),
+            ("PYTHONNODEBUGRANGES", "1"),
+            ("PYTHONWARNDEFAULTENCODING", "1"),
+            ("LC_ALL", "C"),
+            ("LC_ALL", "POSIX"),
+            ("LC_CTYPE", "C.UTF-8"),
+            ("PYTHONCASEOK", "1"),
+            ("MALLOC_ARENA_MAX", "1"),
+            ("GLIBC_TUNABLES", "glibc.malloc.perturb=170"),
+            ("LD_LIBRARY_PATH", "/nowhere"),
+            ("PYTHONTRACEMALLOC", "2"),
+        ] {
+            let run = it.python(["script.py"]).file("script.py", code).file("probe.py", PROBE);
+            run.env(name, value).mask(without_addresses).is_as_stock();
+        }
+    });
+}
+
+#[test]
+fn faults_are_told_on_demand() {
+    with_every_python(|it| {
+        let code = "import faulthandler\nprint(faulthandler.is_enabled(), flush=True)\n\
+                    import ctypes\nctypes.string_at(0)";
+        it.code(code).env("PYTHONFAULTHANDLER", "1").mask(without_addresses).is_as_stock();
+        it.python(["-Xfaulthandler", "-c", code]).mask(without_addresses).is_as_stock();
+        it.code(code).mask(without_addresses).is_as_stock();
+    });
+}
+
+#[test]
+fn an_image_is_made_for_options() {
+    with_every_python(|it| {
+        let look = |line: &[&str], image: &std::path::Path| {
+            let code = "import sys; print('decimal' in sys.modules, sys.flags.optimize, sys.flags.utf8_mode)";
+            let line: Vec<&str> = line.iter().copied().chain(["-c", code]).collect();
+            it.python(line).image(image.to_owned())
+        };
+        let made = it
+            .snapshot(["--import", "decimal", "-OO", "-X", "utf8", "-o", "x.img"])
+            .args(["--python".as_ref(), it.seat.python.path.as_os_str()])
+            .run();
+        assert!(made.status.success(), "{made:?}");
+        let image = it.keep("x.img");
+        for line in [&["-OO", "-Xutf8"][..], &["-uO", "-O", "-X", "utf8=1"]] {
+            assert_eq!(look(line, &image).thaw().succeeds().text(), "True 2 1\n");
+        }
+        let variables = look(&["-u"], &image).env("PYTHONOPTIMIZE", "2").env("PYTHONUTF8", "1");
+        assert_eq!(variables.thaw().succeeds().text(), "True 2 1\n");
+        // Another setting is another interpreter's.
+        for line in [&[][..], &["-OO"], &["-O", "-Xutf8"], &["-OO", "-Xutf8", "-S"]] {
+            look(line, &image).is_as_stock().succeeds();
+        }
+        std::fs::remove_file(image).unwrap();
     });
 }
 

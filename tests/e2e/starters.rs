@@ -140,10 +140,10 @@ fn ten_at_once_make_one_image() {
         let image = it.home().join("made.img");
         let starter =
             starter(it, &["--import", "ctypes", "--exec", "noted.py", image.to_str().unwrap()]);
-        let started: Vec<_> =
+        let all: Vec<_> =
             (0..10).map(|_| it.command(&starter).args(["-c", ORIGIN]).spawn()).collect();
         let mut thawed = 0;
-        for running in started {
+        for running in all {
             let outcome = running.finish().succeeds();
             match outcome.text().as_str() {
                 "thawed\n" => {
