@@ -10,6 +10,7 @@ mod cli;
 mod endurance;
 mod environment;
 mod faults;
+mod hooks;
 mod memory;
 mod process;
 mod randomness;
