@@ -19,31 +19,19 @@ use crate::sys::lookup::{goes_by, is_executable, usual_python};
 
 pub use through_criu::ThroughCriuError;
 
-/// Who brings the frozen process back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Engine {
-    /// The native one where the image allows it, else CRIU where the caller is allowed.
-    #[default]
-    Auto,
-    /// This process becomes the frozen one.
-    Native,
-    /// CRIU restores the frozen one as a child of this process.
-    Criu,
-}
-
 /// What `run` was asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     /// The image.
     pub image: PathBuf,
+    /// The interpreter that it must be an image of; any, if nothing is said.
+    pub program: Option<PathBuf>,
     /// What python is called (`argv[0]`); what it was called at the snapshot, if nothing is said.
     pub name: Option<OsString>,
     /// What `python3` would be given.
     pub arguments: Vec<OsString>,
     /// Leave by the interpreter's own finalization, as a whole.
     pub full_exit: bool,
-    /// Who brings it back.
-    pub engine: Engine,
     /// Children that are the same interpreter start as ever.
     pub no_children: bool,
 }
@@ -118,104 +106,115 @@ impl Explain for RunError {
     }
 }
 
-/// Runs an image. The native engine returns only when it has failed, before anything of this process
-/// was changed; the other one returns the script's exit status.
+/// Runs an image in this process: returns only when that failed, before anything of this process was
+/// changed.
 ///
 /// # Errors
 ///
 /// What is wrong with the image, with the machine, or with the interpreter.
-pub fn run(request: &Request) -> Result<i32, RunError> {
-    become_frozen(Image::open(&request.image)?, request)
+pub fn run(request: &Request) -> Result<Infallible, RunError> {
+    let image = Image::open(&request.image)?;
+    let view = view(&image)?;
+    let arguments = arguments(&image, request)?;
+    fits(&view)?;
+    let least_descriptor =
+        view.descriptors().filter_map(|one| i32::try_from(one.number + 1).ok()).max().unwrap_or(0);
+    let plan = image.section(SectionKind::Plan);
+    let children = if request.no_children { None } else { children(&request.image) };
+    Ok(exec(Launch {
+        interpreter: image.check().interpreter.clone(),
+        image: image.into_file().into(),
+        plan_offset: plan.offset,
+        plan_length: plan.length,
+        arguments,
+        least_descriptor,
+        options: options(request),
+        children,
+    })?)
 }
 
-/// Whatever happens, becomes a python: the frozen one if that is right, a new one otherwise.
+/// Has CRIU restore an image as a child of this process, and stays with it to its end; returns its exit
+/// status.
 ///
-/// `program` is the interpreter that is to be as if it had been executed; without one it is the
-/// image's, or the usual one where that cannot be known. `regret` is told why the image was not used,
-/// when it was not.
+/// # Errors
+///
+/// As [`run`], or what keeps CRIU from restoring.
+pub fn run_through_criu(request: &Request) -> Result<i32, RunError> {
+    let image = Image::open(&request.image)?;
+    let view = view(&image)?;
+    let arguments = arguments(&image, request)?;
+    fits(&view)?;
+    let options = options(request);
+    let launch = through_criu::Launch { image: &image, view: &view, arguments, options };
+    Ok(through_criu::run(&launch)?)
+}
+
+fn view(image: &Image) -> Result<view::PlanView<'_>, RunError> {
+    view::PlanView::new(image.plan(), image.length(), image.memory())
+        .map_err(|why| RunError::Plan { path: image.path().to_owned(), why })
+}
+
+fn options(request: &Request) -> u64 {
+    if request.full_exit { restore_plan::OPTION_FULL_EXIT } else { 0 }
+}
+
+/// The arguments for the frozen interpreter, its name first. Where it may not stand for a new one, this
+/// process becomes a new one.
+fn arguments(image: &Image, request: &Request) -> Result<Vec<OsString>, RunError> {
+    let Check { interpreter, argv0, .. } = image.check().clone();
+    if let Some(program) = request.program.clone().filter(|program| *program != interpreter) {
+        return Err(RunError::OtherProgram { path: request.image.clone(), program });
+    }
+    image.compare()?;
+    // A python that goes by another name would be another one: it finds its libraries by its name.
+    let name = match &request.name {
+        Some(name) if goes_by(name, &interpreter) => name.clone(),
+        Some(name) => return Err(RunError::OtherName { name: name.clone() }),
+        None => own_name(argv0, &interpreter),
+    };
+    if !stands_for(image.check(), &request.arguments) {
+        match start(interpreter, name, &request.arguments)? {}
+    }
+    Ok(iter::once(name).chain(request.arguments.iter().cloned()).collect())
+}
+
+/// Becomes an ordinary python, after [`run`] has failed: the one that the image must be of, or is of,
+/// or else the `usual` one, or else the one that is meant where none is named.
 ///
 /// # Errors
 ///
 /// There is no interpreter, or it cannot be started.
-pub fn run_or_start(
-    request: Request,
-    program: Option<PathBuf>,
-    regret: impl FnOnce(RunError),
-) -> Result<i32, NativeError> {
-    let mut known = None;
-    let failed = Image::open(&request.image).map_err(Into::into).and_then(|image| {
-        let Check { interpreter, argv0, .. } = image.check();
-        known = Some((interpreter.clone(), argv0.clone()));
-        match &program {
-            Some(program) if program != interpreter => Err(RunError::OtherProgram {
-                path: request.image.clone(),
-                program: program.clone(),
-            }),
-            _ => become_frozen(image, &request),
-        }
-    });
-    let why = match failed {
-        Ok(status) => return Ok(status),
-        Err(why) => why,
-    };
-    let (interpreter, name) = match (program, known) {
-        (Some(program), _) => (program, None),
-        (None, Some((interpreter, name))) if is_executable(&interpreter) => {
-            (interpreter, Some(name))
-        }
-        // The name has the kernel say that there is none.
-        (None, _) => (usual_python().unwrap_or_else(|| "python3".into()), None),
-    };
-    regret(why);
-    match start(interpreter, request.name.or(name), request.arguments)? {}
+pub fn run_without(request: &Request, usual: Option<PathBuf>) -> Result<Infallible, NativeError> {
+    let Request { image, program, name, arguments, .. } = request;
+    let there = |program: &PathBuf| is_executable(program);
+    if let Some(program) = program {
+        let name = name.clone().unwrap_or_else(|| program.clone().into_os_string());
+        return start(program.clone(), name, arguments);
+    }
+    if let Ok(image) = Image::open(image)
+        && there(&image.check().interpreter)
+    {
+        let Check { interpreter, argv0, .. } = image.check().clone();
+        let name = own_name(argv0, &interpreter);
+        return start(interpreter, name, arguments);
+    }
+    // With the name alone, the kernel says that there is none.
+    let python = usual.filter(there).or_else(usual_python).unwrap_or_else(|| "python3".into());
+    start(python.clone(), python.into_os_string(), arguments)
 }
 
 /// Becomes a new interpreter.
 fn start(
     interpreter: PathBuf,
-    name: Option<OsString>,
-    arguments: Vec<OsString>,
+    name: OsString,
+    arguments: &[OsString],
 ) -> Result<Infallible, NativeError> {
-    let name = name.unwrap_or_else(|| interpreter.clone().into_os_string());
-    exec_plainly(interpreter, iter::once(name).chain(arguments).collect())
+    exec_plainly(interpreter, iter::once(name).chain(arguments.iter().cloned()).collect())
 }
 
-fn become_frozen(image: Image, request: &Request) -> Result<i32, RunError> {
-    let view = view::PlanView::new(image.plan(), image.length(), image.memory())
-        .map_err(|why| RunError::Plan { path: request.image.clone(), why })?;
-    image.compare()?;
-    let Check { interpreter, argv0, .. } = image.check().clone();
-    // A python that goes by another name would be another one: it finds its libraries by its name.
-    let name = match &request.name {
-        Some(name) if goes_by(name, &interpreter) => name.clone(),
-        Some(name) => return Err(RunError::OtherName { name: name.clone() }),
-        None if goes_by(&argv0, &interpreter) => argv0,
-        None => interpreter.clone().into_os_string(),
-    };
-    if !stands_for(image.check(), &request.arguments) {
-        match start(interpreter, Some(name), request.arguments.clone())? {}
-    }
-    fits(&view)?;
-    let least_descriptor =
-        view.descriptors().filter_map(|one| i32::try_from(one.number + 1).ok()).max().unwrap_or(0);
-    let options = if request.full_exit { restore_plan::OPTION_FULL_EXIT } else { 0 };
-    let arguments = iter::once(name).chain(request.arguments.iter().cloned()).collect();
-    if request.engine == Engine::Criu {
-        let launch = through_criu::Launch { image: &image, view: &view, arguments, options };
-        return Ok(through_criu::run(&launch)?);
-    }
-    let plan = image.section(SectionKind::Plan);
-    let children = if request.no_children { None } else { children(&request.image) };
-    match exec(Launch {
-        image: image.into_file().into(),
-        plan_offset: plan.offset,
-        plan_length: plan.length,
-        interpreter,
-        arguments,
-        least_descriptor,
-        options,
-        children,
-    })? {}
+/// What the interpreter was called when it was frozen, where that still means it; else its path.
+fn own_name(name: OsString, interpreter: &Path) -> OsString {
+    if goes_by(&name, interpreter) { name } else { interpreter.into() }
 }
 
 /// Whether the frozen interpreter may stand for a new one with these arguments in this environment.

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::unistd::Pid;
 
+use super::inherited::ignored_signals;
 use super::spawn;
 use super::witness::Witness;
 
@@ -18,6 +19,7 @@ use super::witness::Witness;
 #[derive(Debug)]
 pub struct Held {
     before: SigSet,
+    ignored: u64,
 }
 
 impl Held {
@@ -28,7 +30,7 @@ impl Held {
     /// None that the kernel is known to give.
     pub fn hold() -> io::Result<Self> {
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        let held = Self { before };
+        let held = Self { before, ignored: ignored_signals() };
         for signal in 1..=64 {
             // SIGKILL, SIGSTOP and the C library's own cannot be changed and are as they have to be.
             let _ = spawn::default_action(signal);
@@ -39,6 +41,10 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        for signal in (1..=64).filter(|signal| self.ignored & 1 << (signal - 1) != 0) {
+            // SAFETY: no handler is installed; the signal was ignored before.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
         // The mask was valid when it was read.
         let _ = self.before.thread_set_mask();
     }
@@ -151,6 +157,7 @@ pub fn end_alike(status: ExitStatus, held: Held) -> i32 {
     // SAFETY: `nothing` is readable; a core dump is the script's alone. The signal comes at once, or
     // not at all: to the first process of a container.
     unsafe {
+        libc::signal(signal, libc::SIG_DFL);
         libc::setrlimit(libc::RLIMIT_CORE, &raw const nothing);
         libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
         libc::kill(libc::getpid(), signal);
