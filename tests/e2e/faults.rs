@@ -41,7 +41,7 @@ fn seal(image: &Path) {
 }
 
 /// Changes what an image depends on, with all checksums right.
-fn alter(it: &Context, change: impl FnOnce(&mut Check)) -> PathBuf {
+pub(crate) fn alter(it: &Context, change: impl FnOnce(&mut Check)) -> PathBuf {
     let (path, _) = spoilable(it);
     // Opening wants an image of one's own.
     chown(&path, Some(Uid::effective()), None).unwrap();

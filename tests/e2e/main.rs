@@ -8,6 +8,7 @@
 mod children;
 mod cli;
 mod endurance;
+mod engines;
 mod environment;
 mod faults;
 mod hooks;
@@ -16,6 +17,7 @@ mod process;
 mod randomness;
 mod script;
 mod snapshot;
+mod starters;
 mod streams;
 mod support;
 mod terminal;
