@@ -242,3 +242,14 @@ fn who_may_not_is_told_so() {
         run.through(["--inh-caps=-all"]).thaw().is_refused(&["CAP_CHECKPOINT_RESTORE", "native"]);
     });
 }
+
+#[test]
+fn where_neither_engine_can_both_reasons_are_told() {
+    as_root(|it| {
+        let image = it.image(Recipe::Plain);
+        let run = it.program(["run"]).args([image]).args(["-c", "print(1)"]);
+        // Enough to start the launcher, and not to hand anything on.
+        let outcome = run.shell("ulimit -n 5; exec \"$@\"").run();
+        outcome.is_refused(&["native: ", "criu: "]);
+    });
+}
