@@ -180,6 +180,18 @@ pub(super) enum Isolation {
     Userns,
 }
 
+/// Who brings the frozen process back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Engine {
+    /// Native where the image allows it, else criu
+    #[default]
+    Auto,
+    /// This process becomes the frozen one: any user, no rights needed
+    Native,
+    /// CRIU restores it as a child: root, or CAP_CHECKPOINT_RESTORE
+    Criu,
+}
+
 /// Run a script, a module or the prompt from an image, as python3 would.
 ///
 /// Everything after IMAGE is what `python3` would be given: options, `-c CODE`, `-m MODULE`, a
@@ -200,6 +212,10 @@ pub(super) struct Run {
     /// it does without an image
     #[arg(long)]
     pub(super) full_exit: bool,
+
+    /// Who brings the frozen process back
+    #[arg(long, value_name = "WHO", default_value = "auto")]
+    pub(super) engine: Engine,
 
     /// Start the interpreter without the image where the image cannot be used, with a line that says
     /// so on standard error (none if PRELOADED_CRIU_QUIET is set)

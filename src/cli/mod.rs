@@ -68,12 +68,16 @@ fn execute(command: Command) -> Result<i32, Failure> {
 }
 
 fn run(arguments: args::Run) -> Result<i32, Failure> {
-    let args::Run { full_exit, fallback, no_children, image, arguments } = arguments;
+    let args::Run { full_exit, engine, fallback, no_children, image, arguments } = arguments;
     let request = run::Request { image, arguments, full_exit, no_children, ..Default::default() };
-    let Err(why) = run::run(&request);
-    if !fallback {
-        return Err(why.into());
-    }
+    let ended = match engine {
+        args::Engine::Auto | args::Engine::Native => run::run(&request).map(|never| match never {}),
+        args::Engine::Criu => run::run_through_criu(&request),
+    };
+    let why = match ended {
+        Err(why) if fallback => why,
+        ended => return Ok(ended?),
+    };
     report::regret(&why);
     match run::run_without(&request, None)? {}
 }

@@ -1,5 +1,8 @@
 //! From an image and the arguments for python to the frozen interpreter, in this very process.
 
+mod orders;
+mod through_criu;
+
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs::read_link;
@@ -13,6 +16,8 @@ use crate::native::{NativeError, view};
 use crate::sys::Explain;
 use crate::sys::inherited::{address_space_limit, environment, is_inherited};
 use crate::sys::lookup::{goes_by, is_executable, usual_python};
+
+pub use through_criu::ThroughCriuError;
 
 /// What `run` was asked for.
 #[derive(Clone, Debug, Default)]
@@ -81,6 +86,9 @@ pub enum RunError {
     /// The interpreter cannot become the frozen one.
     #[error(transparent)]
     Native(#[from] NativeError),
+    /// CRIU cannot bring it back.
+    #[error(transparent)]
+    ThroughCriu(#[from] ThroughCriuError),
 }
 
 impl Explain for RunError {
@@ -93,19 +101,66 @@ impl Explain for RunError {
             Self::NoRoom { .. } => "raise the limit, or freeze less".into(),
             Self::Descriptor { number, .. } => format!("close it: `{number}<&-` in a shell"),
             Self::Native(error) => error.hint(),
+            Self::ThroughCriu(error) => error.hint(),
         }
     }
 }
 
-/// Runs an image: returns only when that failed, before anything of this process was changed.
+/// Runs an image in this process: returns only when that failed, before anything of this process was
+/// changed.
 ///
 /// # Errors
 ///
 /// What is wrong with the image, with the machine, or with the interpreter.
 pub fn run(request: &Request) -> Result<Infallible, RunError> {
     let image = Image::open(&request.image)?;
-    let view = view::PlanView::new(image.plan(), image.length(), image.memory())
-        .map_err(|why| RunError::Plan { path: request.image.clone(), why })?;
+    let view = view(&image)?;
+    let arguments = arguments(&image, request)?;
+    fits(&view)?;
+    let least_descriptor =
+        view.descriptors().filter_map(|one| i32::try_from(one.number + 1).ok()).max().unwrap_or(0);
+    let plan = image.section(SectionKind::Plan);
+    let children = if request.no_children { None } else { children(&request.image) };
+    Ok(exec(Launch {
+        interpreter: image.check().interpreter.clone(),
+        image: image.into_file().into(),
+        plan_offset: plan.offset,
+        plan_length: plan.length,
+        arguments,
+        least_descriptor,
+        options: options(request),
+        children,
+    })?)
+}
+
+/// Has CRIU restore an image as a child of this process, and stays with it to its end; returns its exit
+/// status.
+///
+/// # Errors
+///
+/// As [`run`], or what keeps CRIU from restoring.
+pub fn run_through_criu(request: &Request) -> Result<i32, RunError> {
+    let image = Image::open(&request.image)?;
+    let view = view(&image)?;
+    let arguments = arguments(&image, request)?;
+    fits(&view)?;
+    let options = options(request);
+    let launch = through_criu::Launch { image: &image, view: &view, arguments, options };
+    Ok(through_criu::run(&launch)?)
+}
+
+fn view(image: &Image) -> Result<view::PlanView<'_>, RunError> {
+    view::PlanView::new(image.plan(), image.length(), image.memory())
+        .map_err(|why| RunError::Plan { path: image.path().to_owned(), why })
+}
+
+fn options(request: &Request) -> u64 {
+    if request.full_exit { restore_plan::OPTION_FULL_EXIT } else { 0 }
+}
+
+/// The arguments for the frozen interpreter, its name first. Where it may not stand for a new one, this
+/// process becomes a new one.
+fn arguments(image: &Image, request: &Request) -> Result<Vec<OsString>, RunError> {
     let Check { interpreter, argv0, .. } = image.check().clone();
     if let Some(program) = request.program.clone().filter(|program| *program != interpreter) {
         return Err(RunError::OtherProgram { path: request.image.clone(), program });
@@ -118,23 +173,9 @@ pub fn run(request: &Request) -> Result<Infallible, RunError> {
         None => own_name(argv0, &interpreter),
     };
     if !stands_for(image.check(), &request.arguments) {
-        return Ok(start(interpreter, name, &request.arguments)?);
+        match start(interpreter, name, &request.arguments)? {}
     }
-    fits(&view)?;
-    let least_descriptor =
-        view.descriptors().filter_map(|one| i32::try_from(one.number + 1).ok()).max().unwrap_or(0);
-    let plan = image.section(SectionKind::Plan);
-    let children = if request.no_children { None } else { children(&request.image) };
-    Ok(exec(Launch {
-        image: image.into_file().into(),
-        plan_offset: plan.offset,
-        plan_length: plan.length,
-        interpreter,
-        arguments: iter::once(name).chain(request.arguments.iter().cloned()).collect(),
-        least_descriptor,
-        options: if request.full_exit { restore_plan::OPTION_FULL_EXIT } else { 0 },
-        children,
-    })?)
+    Ok(iter::once(name).chain(request.arguments.iter().cloned()).collect())
 }
 
 /// Becomes an ordinary python, after [`run`] has failed: the one that the image must be of, or is of,

@@ -135,7 +135,7 @@ pub fn expect_children() -> io::Result<()> {
     default_action(libc::SIGCHLD)
 }
 
-fn default_action(signal: i32) -> io::Result<()> {
+pub(super) fn default_action(signal: i32) -> io::Result<()> {
     // SAFETY: a sigaction of zeros is SIG_DFL with no flags and an empty mask.
     let result = unsafe {
         let action: libc::sigaction = std::mem::zeroed();

@@ -8,6 +8,7 @@
 mod children;
 mod cli;
 mod endurance;
+mod engines;
 mod environment;
 mod faults;
 mod hooks;
