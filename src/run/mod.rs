@@ -14,7 +14,7 @@ use crate::image::{Check, Image, ImageError, SectionKind};
 use crate::native::exec::{Children, Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
-use crate::sys::inherited::{address_space_limit, environment, is_open};
+use crate::sys::inherited::{address_space_limit, environment, is_inherited};
 use crate::sys::lookup::{goes_by, is_executable, usual_python};
 
 pub use through_criu::ThroughCriuError;
@@ -275,7 +275,7 @@ fn fits(view: &view::PlanView<'_>) -> Result<(), RunError> {
             return Err(RunError::NoRoom { needed, limit });
         }
     }
-    let taken = view.descriptors().find(|one| is_open(one.number));
+    let taken = view.descriptors().find(|one| is_inherited(one.number));
     taken.map_or(Ok(()), |one| {
         let file = view.name(one.name).unwrap_or(Path::new("a file")).to_owned();
         Err(RunError::Descriptor { number: one.number, file })
