@@ -11,4 +11,5 @@ pub mod native;
 pub mod process;
 pub mod run;
 pub mod snapshot;
+pub mod starter;
 pub mod sys;

@@ -340,6 +340,95 @@ impl Handover {
     }
 }
 
+/// First packet that a launcher sends to a process that CRIU has restored. Such a process wakes up
+/// in the read(2) that it was frozen in, and learns from this who has woken it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Greeting {
+    /// [`GREETING`].
+    pub magic: u32,
+    /// Number of the descriptor that it came from: the caller may use the frozen one's.
+    pub descriptor: u32,
+}
+
+/// [`Greeting::magic`].
+pub const GREETING: u32 = u32::from_le_bytes(*b"pcri");
+
+/// Second packet, with a descriptor of the caller's strings and one of its working directory. After
+/// it come as many packets as `descriptors` says, in ascending order: a number of eight bytes, and
+/// the descriptor that is to have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Orders {
+    /// Number of arguments, the program's name among them.
+    pub arguments: u64,
+    /// Length of the arguments, each with its NUL. They come first among the strings.
+    pub argument_bytes: u64,
+    /// Number of strings of the environment.
+    pub environment: u64,
+    /// Their length, each with its NUL.
+    pub environment_bytes: u64,
+    /// Number of descriptors that follow.
+    pub descriptors: u64,
+    /// As in [`Handover::ignored`].
+    pub ignored: u64,
+    /// As in [`Handover::options`].
+    pub options: u64,
+    /// As in the plan.
+    pub layout: Layout,
+}
+
+/// Length of [`Orders`].
+pub const ORDERS_LENGTH: usize = size_of::<Orders>();
+
+impl Orders {
+    /// The record's bytes.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; ORDERS_LENGTH] {
+        let mut bytes = [0; ORDERS_LENGTH];
+        for (field, place) in self.fields().iter().zip(bytes.chunks_exact_mut(8)) {
+            place.copy_from_slice(&field.to_le_bytes());
+        }
+        bytes
+    }
+
+    fn fields(&self) -> [u64; ORDERS_LENGTH / 8] {
+        let Layout {
+            start_code,
+            end_code,
+            start_data,
+            end_data,
+            start_brk,
+            brk,
+            start_stack,
+            at_phdr,
+            at_base,
+            at_entry,
+            at_sysinfo_ehdr,
+        } = self.layout;
+        [
+            self.arguments,
+            self.argument_bytes,
+            self.environment,
+            self.environment_bytes,
+            self.descriptors,
+            self.ignored,
+            self.options,
+            start_code,
+            end_code,
+            start_data,
+            end_data,
+            start_brk,
+            brk,
+            start_stack,
+            at_phdr,
+            at_base,
+            at_entry,
+            at_sysinfo_ehdr,
+        ]
+    }
+}
+
 /// What the restorer tells the resident when the memory is in place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -10,6 +10,7 @@
 
 mod children;
 mod libc;
+mod orders;
 mod program;
 mod python;
 mod syscall;
@@ -144,8 +145,9 @@ unsafe extern "C" fn frozen_main(
         let encoding = file_name_encoding();
         program::note_loaded();
         libc::fflush(null_mut());
-        let mut orders = [0_u8; 8];
-        wait(channels.orders, &mut orders);
+        let mut greeting = [0_u8; 8];
+        let length = wait(channels.orders, &mut greeting);
+        orders::receive(&greeting, length);
         let (argc, argv) = arguments(channels.orders, argc, argv);
         // What Py_BytesMain does (Modules/main.c, pymain_main), with the agent in between: parsed is
         // the caller's command line, run is what it says.
@@ -161,14 +163,20 @@ unsafe extern "C" fn frozen_main(
 }
 
 /// The sync point. CRIU freezes the process in this system call, and a native restore ends it with
-/// end of file.
+/// end of file. Restored by CRIU, it goes on with whatever the descriptor has become.
 fn wait(orders: c_int, buffer: &mut [u8]) -> isize {
-    // SAFETY: the buffer is writable for its length.
-    unsafe {
-        syscall::call(
-            syscall::READ,
-            [orders as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0],
-        )
+    const EINTR: isize = -4;
+    loop {
+        // SAFETY: the buffer is writable for its length.
+        let length = unsafe {
+            syscall::call(
+                syscall::READ,
+                [orders as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0],
+            )
+        };
+        if length != EINTR {
+            return length;
+        }
     }
 }
 

@@ -4,17 +4,24 @@
 use core::arch::asm;
 
 pub(crate) const READ: usize = 0;
+pub(crate) const CLOSE: usize = 3;
+pub(crate) const MMAP: usize = 9;
 pub(crate) const MUNMAP: usize = 11;
 pub(crate) const RT_SIGACTION: usize = 13;
 pub(crate) const RT_SIGRETURN: usize = 15;
+pub(crate) const PREAD: usize = 17;
+pub(crate) const RECVMSG: usize = 47;
 pub(crate) const CLONE: usize = 56;
 pub(crate) const EXECVE: usize = 59;
+pub(crate) const FCNTL: usize = 72;
+pub(crate) const FCHDIR: usize = 81;
 pub(crate) const PRCTL: usize = 157;
 pub(crate) const ARCH_PRCTL: usize = 158;
 pub(crate) const SET_TID_ADDRESS: usize = 218;
 pub(crate) const EXIT_GROUP: usize = 231;
 pub(crate) const FACCESSAT: usize = 269;
 pub(crate) const SET_ROBUST_LIST: usize = 273;
+pub(crate) const DUP3: usize = 292;
 pub(crate) const RSEQ: usize = 334;
 pub(crate) const WRITE: usize = 1;
 

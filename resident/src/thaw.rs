@@ -21,7 +21,7 @@ pub(crate) struct Thawed {
     pub(crate) executed: *const u8,
 }
 
-/// Null pointers until a native restore fills it in.
+/// Null pointers until a restore fills it in.
 pub(crate) static mut THAWED: Thawed = Thawed {
     argv: null_mut(),
     envp: null_mut(),
@@ -32,8 +32,8 @@ pub(crate) static mut THAWED: Thawed = Thawed {
 };
 
 const PR_SET_NAME: usize = 15;
-const PR_SET_MM: usize = 35;
-const PR_SET_MM_MAP: usize = 14;
+pub(crate) const PR_SET_MM: usize = 35;
+pub(crate) const PR_SET_MM_MAP: usize = 14;
 const ARCH_SET_GS: usize = 0x1001;
 const ARCH_SET_FS: usize = 0x1002;
 const AT_NULL: usize = 0;
@@ -56,21 +56,21 @@ const THREAD_FLAGS: usize = 0x100 // CLONE_VM
 
 /// `struct prctl_mm_map` (prctl(2), `PR_SET_MM_MAP`).
 #[repr(C)]
-struct MmMap {
-    start_code: u64,
-    end_code: u64,
-    start_data: u64,
-    end_data: u64,
-    start_brk: u64,
-    brk: u64,
-    start_stack: u64,
-    arg_start: u64,
-    arg_end: u64,
-    env_start: u64,
-    env_end: u64,
-    auxv: *const usize,
-    auxv_size: u32,
-    exe_fd: u32,
+pub(crate) struct MmMap {
+    pub(crate) start_code: u64,
+    pub(crate) end_code: u64,
+    pub(crate) start_data: u64,
+    pub(crate) end_data: u64,
+    pub(crate) start_brk: u64,
+    pub(crate) brk: u64,
+    pub(crate) start_stack: u64,
+    pub(crate) arg_start: u64,
+    pub(crate) arg_end: u64,
+    pub(crate) env_start: u64,
+    pub(crate) env_end: u64,
+    pub(crate) auxv: *const usize,
+    pub(crate) auxv_size: u32,
+    pub(crate) exe_fd: u32,
 }
 
 /// `struct sigaction` of the kernel (rt_sigaction(2)).
@@ -385,7 +385,7 @@ unsafe fn land(landing: *const Landing) -> ! {
 }
 
 /// Ends a process that is only half restored: there is nothing else that is safe to do with it.
-fn fail(why: &[u8]) -> ! {
+pub(crate) fn fail(why: &[u8]) -> ! {
     const BEFORE: &[u8] = b"preloaded-criu: the image could not be put into this process\n  ";
     const AFTER: &[u8] = b"\nhint: 'preloaded-criu doctor run' says what this machine allows\n";
     for part in [BEFORE, why, AFTER] {

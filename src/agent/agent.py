@@ -101,6 +101,7 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
     for path in job.get("exec", ()):
         _execute(path, report)
         ledger.look(f"exec {path}")
+    _frozen.hooks.before_snapshot(report, ledger)
     sys.meta_path.remove(watch)
 
     gc.collect()
@@ -140,6 +141,7 @@ def thaw(environ: bytes, argv: list[bytes], ignored: int, options: int) -> bytes
         part.thaw(start)
     if any(_frozen.shadowed(directory) for directory in _first_searched(start)):
         start.over()
+    _frozen.hooks.after_restore()
     _frozen.full_exit = bool(options & FULL_EXIT)
     return b"" if _frozen.full_exit else _program(start)
 
@@ -331,6 +333,7 @@ class Frozen:
         locale = Locale(environment)
         self.randomness = Randomness()
         self.streams = Streams(locale)
+        self.hooks = Hooks()
         self.parts: list[Part] = [
             environment,
             locale,
@@ -1034,6 +1037,128 @@ class Tools:
         digits = start.wish("int_max_str_digits", b"PYTHONINTMAXSTRDIGITS")
         if digits:
             sys.set_int_max_str_digits(int(digits))
+
+
+class Hooks:
+    """The module ``preloaded_criu``: what a program can do about being frozen. It is found as a
+    built-in module is, and so leaves no trace where nobody asks for it."""
+
+    NAME = "preloaded_criu"
+    DOC = """Hooks of a process that is frozen and restored.
+
+before_snapshot(function)  calls function() before this process is frozen, in reverse order
+after_restore(function)    calls function() in every restored process before its program, in order
+is_restored()              whether this process was restored
+image()                    the file that it was restored from, or None
+"""
+
+    def __init__(self) -> None:
+        self.before: list[Callable[[], object]] = []
+        self.after: list[Callable[[], object]] = []
+        self.others: list[tuple[Any, Any, Any]] = []
+        self.restored = False
+        self.module = type(sys)(self.NAME, self.DOC)
+        register, hooks = self.register, self
+
+        def before_snapshot(function: Callable[[], object]) -> Callable[[], object]:
+            return register(hooks.before, function)
+
+        def after_restore(function: Callable[[], object]) -> Callable[[], object]:
+            return register(hooks.after, function)
+
+        def is_restored() -> bool:
+            return hooks.restored
+
+        def image() -> str | None:
+            return hooks.image() if hooks.restored else None
+
+        for function in (before_snapshot, after_restore, is_restored, image):
+            function.__module__ = self.NAME
+            function.__qualname__ = function.__name__
+            setattr(self.module, function.__name__, function)
+        self.install()
+
+    def install(self) -> None:
+        bootstrap: Any = sys.modules["_frozen_importlib"]
+        importer, name, loader = bootstrap.BuiltinImporter, self.NAME, HooksLoader(self.module)
+        find = importer.__dict__["find_spec"].__func__
+        spec_of = bootstrap.spec_from_loader
+
+        def find_spec(cls: Any, fullname: str, path: Any = None, target: Any = None) -> Any:
+            if fullname == name:
+                return spec_of(name, loader, origin="built-in")
+            return find(cls, fullname, path, target)
+
+        importer.find_spec = classmethod(find_spec)
+
+    @staticmethod
+    def register(
+        functions: list[Callable[[], object]], function: Callable[[], object]
+    ) -> Callable[[], object]:
+        if not callable(function):
+            raise TypeError(f"{type(function).__name__!r} object is not callable")
+        functions.append(function)
+        return function
+
+    def registered(self, name: str) -> list[tuple[Any, Any, Any]]:
+        """The functions of AWS's package for the same purpose."""
+        registry: Any = sys.modules.get("snapshot_restore_py")
+        return getattr(registry, name, list)()
+
+    def before_snapshot(self, report: Report, ledger: Ledger) -> None:
+        # One that is called may register another.
+        registered = self.registered("get_before_snapshot")
+        while self.before or registered:
+            if self.before:
+                function, arguments, options = self.before.pop(), (), {}
+            else:
+                function, arguments, options = registered.pop()
+            name = f"before_snapshot {getattr(function, '__qualname__', function)}"
+            try:
+                function(*arguments, **options)
+            except BaseException as error:
+                report.failed(name, error)
+            ledger.look(name)
+        self.others = self.registered("get_after_restore")
+
+    def after_restore(self) -> None:
+        self.restored = True
+        if not self.after and not self.others:
+            return
+        try:
+            for function in self.after:
+                function()
+            for function, arguments, options in self.others:
+                function(*arguments, **options)
+        except BaseException as error:
+            error.__traceback__ = _without_us(error.__traceback__)
+            sys.__excepthook__(type(error), error, error.__traceback__)
+            _flush()
+            os._exit(1)
+
+    def image(self) -> str | None:
+        """The file that this object is mapped from."""
+        place = id(self)
+        with _io.open("/proc/self/maps", errors="surrogateescape") as maps:
+            for line in maps:
+                fields = line.rstrip("\n").split(maxsplit=5)
+                first, last = (int(number, 16) for number in fields[0].split("-"))
+                if first <= place < last:
+                    return fields[5] if len(fields) > 5 and fields[5][0] == "/" else None
+        return None
+
+
+class HooksLoader:
+    """Hands the module out."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
 
 
 class Watch:

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::image;
+
 /// Start heavy Python programs at once.
 ///
 /// Imports Python libraries once, freezes the interpreter into one file with CRIU, and starts any
@@ -37,8 +39,11 @@ pub(super) enum Command {
     Doctor(Doctor),
     Inspect(Inspect),
     Export(Export),
+    Starter(Starter),
     #[command(hide = true)]
     Child(Child),
+    #[command(hide = true)]
+    Start(Start),
 }
 
 /// Import libraries once and freeze the interpreter into an image.
@@ -177,6 +182,18 @@ pub(super) enum Isolation {
     Userns,
 }
 
+/// Who brings the frozen process back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Engine {
+    /// Native where the image allows it, else criu
+    #[default]
+    Auto,
+    /// This process becomes the frozen one: any user, no rights needed
+    Native,
+    /// CRIU restores it as a child: root, or CAP_CHECKPOINT_RESTORE
+    Criu,
+}
+
 /// Run a script, a module or the prompt from an image, as python3 would.
 ///
 /// Everything after IMAGE is what `python3` would be given: options, `-c CODE`, `-m MODULE`, a
@@ -193,10 +210,19 @@ Examples:
   preloaded-criu run snap.img"
 )]
 pub(super) struct Run {
+    /// How much to compare with what the image was made from: quick takes less than a millisecond,
+    /// full reads every file, off trusts you
+    #[arg(long, value_name = "HOW", default_value = "quick")]
+    pub(super) check: Depth,
+
     /// Let the interpreter take everything down at its end, what was frozen too. Takes as long as
     /// it does without an image
     #[arg(long)]
     pub(super) full_exit: bool,
+
+    /// Who brings the frozen process back
+    #[arg(long, value_name = "WHO", default_value = "auto")]
+    pub(super) engine: Engine,
 
     /// Start the interpreter without the image where the image cannot be used, with a line that says
     /// so on standard error (none if PRELOADED_CRIU_QUIET is set)
@@ -215,6 +241,66 @@ pub(super) struct Run {
     /// What python3 would be given
     #[arg(value_name = "PYTHON ARGUMENTS")]
     pub(super) arguments: Vec<OsString>,
+}
+
+/// Write a small executable that is used in the place of python3.
+///
+/// A starter runs an image as `preloaded-criu run` does, and can be named wherever python3 can: in the
+/// first line of a script, as a notebook's kernel, as a test runner's interpreter. Where the image
+/// cannot be used, it starts the ordinary interpreter, and says so in one line on standard error unless
+/// PRELOADED_CRIU_QUIET is set.
+///
+/// Told what to import, it makes the image when it is first used, and again when it is out of date. The
+/// one who comes first waits for that, everyone else starts without meanwhile. What cannot be made is
+/// tried again after a day. Without IMAGE, the image is a file in XDG_CACHE_HOME or ~/.cache.
+#[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "preloaded-criu starter [OPTIONS] --output <STARTER> <IMAGE>\n       \
+                      preloaded-criu starter [OPTIONS] --output <STARTER> --import <MODULE> [IMAGE]",
+    mut_arg("output", |arg| {
+        arg.required(true).default_value(None::<&str>).value_name("STARTER").help("The starter to write")
+    }),
+    mut_arg("force", |arg| arg.help("Replace the starter if there is one")),
+    mut_arg("json", |arg| arg.hide(true)),
+    mut_arg("environment", |arg| {
+        arg.help("Set an environment variable while the image is made; may be given several times. \
+                  Only you can use the starter then, because it holds the value")
+    }),
+    after_help = "\
+Examples:
+  preloaded-criu starter snap.img -o ~/bin/python-data
+  preloaded-criu starter --recipe tensorflow -o ~/bin/python-tf
+  printf '#!%s\\nimport tensorflow\\n' ~/bin/python-tf > script; chmod +x script; ./script"
+)]
+pub(super) struct Starter {
+    /// The image: one that is there, or with --import, --exec or --recipe one that is yet to be made
+    #[arg(value_name = "IMAGE", required_unless_present_any = ["imports", "exec", "recipe"])]
+    pub(super) image: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) snapshot: Snapshot,
+}
+
+/// Do what a starter is for: `start STARTER [ARGUMENTS]...`, as the first line of a starter has it. Not
+/// for people.
+#[derive(Debug, clap::Args)]
+pub(super) struct Start {
+    /// The starter
+    pub(super) starter: PathBuf,
+    /// The arguments of python
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(super) arguments: Vec<OsString>,
+}
+
+impl Start {
+    /// Everything after the command's name, as it comes: none of it is to be understood here.
+    fn read(arguments: &mut Vec<OsString>) -> Option<Self> {
+        if arguments.len() < 3 || arguments[1] != crate::starter::COMMAND {
+            return None;
+        }
+        let mut rest = arguments.drain(2..);
+        Some(Self { starter: rest.next()?.into(), arguments: rest.collect() })
+    }
 }
 
 /// Stand in for an interpreter that a program run from an image starts: `child IMAGE PROGRAM NAME
@@ -243,6 +329,28 @@ impl Child {
         let mut next = || rest.next();
         let (image, program, name) = (next()?.into(), next()?.into(), next()?);
         Some(Self { image, program, name, arguments: rest.collect() })
+    }
+}
+
+/// How much a run compares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Depth {
+    /// Nothing but kernel and processor
+    Off,
+    /// Length and time of libraries, packages and own modules
+    #[default]
+    Quick,
+    /// The content of every file
+    Full,
+}
+
+impl From<Depth> for image::Depth {
+    fn from(depth: Depth) -> Self {
+        match depth {
+            Depth::Off => Self::Off,
+            Depth::Quick => Self::Quick,
+            Depth::Full => Self::Full,
+        }
     }
 }
 
@@ -314,6 +422,9 @@ pub(super) struct Export {
 pub(super) fn parse(mut arguments: Vec<OsString>) -> Result<Command, clap::Error> {
     if let Some(child) = Child::read(&mut arguments) {
         return Ok(Command::Child(child));
+    }
+    if let Some(start) = Start::read(&mut arguments) {
+        return Ok(Command::Start(start));
     }
     // What comes after the image is python's, whatever it looks like: clap must not see it.
     let is_run = arguments.get(1).is_some_and(|name| name == "run");

@@ -8,6 +8,7 @@ mod inspect;
 mod progress;
 mod recipe;
 mod report;
+mod starter;
 mod units;
 
 use std::env;
@@ -48,6 +49,7 @@ fn execute(command: Command) -> Result<i32, Failure> {
     let command = match command {
         Command::Run(arguments) => return run(arguments),
         Command::Child(arguments) => return child(arguments),
+        Command::Start(arguments) => match starter::start(arguments)? {},
         command => command,
     };
     // Whatever these commands open must not take the place of a closed standard descriptor, or
@@ -56,6 +58,8 @@ fn execute(command: Command) -> Result<i32, Failure> {
     match command {
         Command::Run(arguments) => run(arguments),
         Command::Child(arguments) => child(arguments),
+        Command::Start(arguments) => match starter::start(arguments)? {},
+        Command::Starter(arguments) => starter::starter(arguments),
         Command::Snapshot(arguments) => snapshot(arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
@@ -64,19 +68,30 @@ fn execute(command: Command) -> Result<i32, Failure> {
 }
 
 fn run(arguments: args::Run) -> Result<i32, Failure> {
-    let args::Run { full_exit, fallback, no_children, image, arguments } = arguments;
-    let request = run::Request { image, name: None, arguments, full_exit, no_children };
-    if fallback {
-        match run::run_or_start(request, None, |why| report::regret(&why))? {}
-    }
-    match run::run(&request)? {}
+    let args::Run { check, full_exit, engine, fallback, no_children, image, arguments } = arguments;
+    let check = check.into();
+    let request =
+        run::Request { image, arguments, check, full_exit, no_children, ..Default::default() };
+    let ended = match engine {
+        args::Engine::Auto => run::run_by_either(&request),
+        args::Engine::Native => run::run(&request).map(|never| match never {}),
+        args::Engine::Criu => run::run_through_criu(&request),
+    };
+    let why = match ended {
+        Err(why) if fallback => why,
+        ended => return Ok(ended?),
+    };
+    report::regret(&why);
+    match run::run_without(&request, None)? {}
 }
 
 /// Nobody has asked for an image here: where it cannot be used, nothing is said.
 fn child(arguments: args::Child) -> Result<i32, Failure> {
     let args::Child { image, program, name, arguments } = arguments;
-    let request = run::Request { image, name: Some(name), arguments, ..run::Request::default() };
-    match run::run_or_start(request, Some(program), |_| ())? {}
+    let (program, name) = (Some(program), Some(name));
+    let request = run::Request { image, program, name, arguments, ..Default::default() };
+    let Err(_) = run::run(&request);
+    match run::run_without(&request, None)? {}
 }
 
 fn snapshot(arguments: args::Snapshot) -> Result<i32, Failure> {

@@ -85,9 +85,7 @@ impl Recipe {
     /// The recipe of this name, or in this file.
     pub(super) fn load(name_or_file: &OsStr) -> Result<Self, RecipeError> {
         let path = Path::new(name_or_file);
-        let is_file = name_or_file.as_encoded_bytes().contains(&b'/')
-            || path.extension().is_some_and(|extension| extension == "toml");
-        if is_file {
+        if Self::is_file(name_or_file) {
             let text = fs::read_to_string(path)
                 .map_err(|why| RecipeError::Unreadable { path: path.to_owned(), why })?;
             let name = path.file_stem().unwrap_or(name_or_file).to_string_lossy().into_owned();
@@ -98,6 +96,12 @@ impl Recipe {
             Some((name, text)) => Self::parse(name, text),
             None => Err(RecipeError::Unknown(name_or_file.to_string_lossy().into_owned())),
         }
+    }
+
+    /// Whether this names a file, and not a recipe of the program.
+    pub(super) fn is_file(name_or_file: &OsStr) -> bool {
+        name_or_file.as_encoded_bytes().contains(&b'/')
+            || Path::new(name_or_file).extension().is_some_and(|extension| extension == "toml")
     }
 
     fn parse(name: &str, text: &str) -> Result<Self, RecipeError> {

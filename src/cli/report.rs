@@ -23,9 +23,14 @@ pub(super) fn print(error: &dyn Explain) {
 /// If it is set to anything, a start without the image is not spoken of.
 const QUIET: &str = "PRELOADED_CRIU_QUIET";
 
+/// Whether whoever calls does not want to hear of images.
+pub(super) fn is_quiet() -> bool {
+    std::env::var_os(QUIET).is_some_and(|value| !value.is_empty())
+}
+
 /// Says in one line why python starts without its image.
 pub(super) fn regret(error: &dyn Explain) {
-    if std::env::var_os(QUIET).is_some_and(|value| !value.is_empty()) {
+    if is_quiet() {
         return;
     }
     let why = iter::once(error.to_string()).chain(reasons(error)).collect::<Vec<_>>().join(": ");
@@ -96,6 +101,9 @@ pub(super) enum CliError {
         #[source]
         why: crate::native::view::PlanFault,
     },
+    /// Paths cannot be made absolute.
+    #[error("cannot find out the current directory")]
+    Folder(#[source] io::Error),
     /// A directory that cannot be filled.
     #[error("cannot write to {}", path.display())]
     Directory {
@@ -114,6 +122,7 @@ impl Explain for CliError {
             Self::Plan { .. } => {
                 "make the image again with `preloaded-criu snapshot --force`".into()
             }
+            Self::Folder(_) => "go to a directory that is there".into(),
             Self::Directory { .. } => "name a directory that is empty or yet to be made".into(),
         }
     }

@@ -55,6 +55,9 @@ pub enum CriuError {
     /// CRIU answered that it cannot do it.
     #[error("CRIU could not freeze the process")]
     Failed(#[source] Reason),
+    /// CRIU answered that it cannot restore it.
+    #[error("CRIU could not restore the process")]
+    NotRestored(#[source] Reason),
 }
 
 /// What CRIU, or its log, gives as the reason.
@@ -121,7 +124,7 @@ impl Explain for CriuError {
                     .to_owned()
             }
             Self::Connection(_) => "try again".to_owned(),
-            Self::Died { source, .. } | Self::Failed(source) => ADVICE
+            Self::Died { source, .. } | Self::Failed(source) | Self::NotRestored(source) => ADVICE
                 .iter()
                 .find(|(part, _)| source.text.contains(part))
                 .map_or("`preloaded-criu doctor snapshot` checks CRIU and this machine", |found| found.1)

@@ -6,6 +6,7 @@ mod error;
 mod find;
 mod log;
 mod request;
+pub mod restore;
 mod swrk;
 mod version;
 

@@ -11,7 +11,7 @@ use super::log::{self, LOG, Log};
 use super::swrk::DIRECTORY_PATH;
 
 /// The log level that shows what CRIU does, step by step (criu(8), `-v4`).
-const DEBUG: i32 = 4;
+pub(super) const DEBUG: i32 = 4;
 
 /// Freezes one process into a directory; CRIU ends the process when it has it.
 #[derive(Clone, Copy, Debug)]
@@ -61,21 +61,22 @@ impl Dump<'_> {
     ) -> Result<(), CriuError> {
         match answer {
             Some(answer) if answer.success() && answer.type_() == Criu_req_type::DUMP => Ok(()),
-            Some(answer) => Err(CriuError::Failed(self.reason(Some(&answer)))),
-            None => Err(CriuError::Died { status, source: self.reason(None) }),
+            Some(answer) => Err(CriuError::Failed(reason(self.directory, Some(&answer)))),
+            None => Err(CriuError::Died { status, source: reason(self.directory, None) }),
         }
     }
+}
 
-    fn reason(&self, answer: Option<&Criu_resp>) -> Reason {
-        // The message in the answer is the first error that was logged, often one that CRIU survived.
-        let told = answer.map(|answer| answer.cr_errmsg().trim()).filter(|told| !told.is_empty());
-        let told = told.map(|told| told.split_once("): ").map_or(told, |(_, message)| message));
-        let number = answer.map(Criu_resp::cr_errno).filter(|number| *number != 0);
-        let text = Log::read(self.directory)
-            .reason()
-            .or_else(|| told.filter(|told| !log::harmless(told)).map(ToOwned::to_owned))
-            .or_else(|| number.map(|n| std::io::Error::from_raw_os_error(n).to_string()))
-            .unwrap_or_else(|| "it gives no reason".to_owned());
-        Reason { text, log: log::keep(self.directory).ok() }
-    }
+/// What an answer that is no success, and the log, give as the reason; the log is kept.
+pub(super) fn reason(directory: &Path, answer: Option<&Criu_resp>) -> Reason {
+    // The message in the answer is the first error that was logged, often one that CRIU survived.
+    let told = answer.map(|answer| answer.cr_errmsg().trim()).filter(|told| !told.is_empty());
+    let told = told.map(|told| told.split_once("): ").map_or(told, |(_, message)| message));
+    let number = answer.map(Criu_resp::cr_errno).filter(|number| *number != 0);
+    let text = Log::read(directory)
+        .reason()
+        .or_else(|| told.filter(|told| !log::harmless(told)).map(ToOwned::to_owned))
+        .or_else(|| number.map(|n| std::io::Error::from_raw_os_error(n).to_string()))
+        .unwrap_or_else(|| "it gives no reason".to_owned());
+    Reason { text, log: log::keep(directory).ok() }
 }

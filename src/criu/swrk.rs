@@ -13,12 +13,17 @@ use nix::sys::socket::{
 use protobuf::Message;
 use rust_criu::rust_criu_protobuf::rpc::{Criu_req, Criu_req_type, Criu_resp};
 
+use super::find::search_path;
 use crate::sys::spawn::{Privileges, Running, Spawn};
 
 /// The number of the connection's descriptor in CRIU's process.
 const CONNECTION: i32 = 200;
 /// The number of the descriptor of the directory for the image, if there is one.
 const DIRECTORY: i32 = 201;
+/// The numbers of the two descriptors that a restored process is made of: the socket of its orders,
+/// and the image.
+pub(super) const ORDERS: i32 = 202;
+pub(super) const IMAGE: i32 = 203;
 /// That directory as CRIU finds it. The name of the directory itself will not do: CRIU 4.1 reads
 /// it as a symbolic link and fails if it is none.
 pub(super) const DIRECTORY_PATH: &str = "/proc/self/fd/201";
@@ -53,8 +58,7 @@ impl Worker {
         if let Some(runtime) = runtime {
             environment.push(("XDG_RUNTIME_DIR".into(), runtime.into()));
         }
-        // CRIU looks for helpers (ip, iptables) there.
-        environment.extend(std::env::var_os("PATH").map(|path| ("PATH".into(), path)));
+        environment.push(("PATH".into(), search_path()));
         let connection = CONNECTION.to_string();
         let arguments = ["criu", "--no-default-config", "swrk", &connection];
         Spawn {
@@ -76,6 +80,24 @@ impl Worker {
         let mut program = Self::program(criu, None);
         program.descriptors.pop();
         let running = Running::start(&program, vec![theirs])?;
+        Ok((worker, running))
+    }
+
+    /// Starts the program of [`Worker::program`] with the directory of the files, the socket of the
+    /// orders and the image, and connects to it: what it restores is our child.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's reason why it cannot be executed.
+    pub fn restorer(
+        criu: &Path,
+        runtime: Option<&Path>,
+        [files, orders, image]: [OwnedFd; 3],
+    ) -> io::Result<(Self, Running)> {
+        let (worker, theirs) = Self::connect()?;
+        let mut program = Self::program(criu, runtime);
+        program.descriptors.extend([ORDERS, IMAGE]);
+        let running = Running::start(&program, vec![theirs, files, orders, image])?;
         Ok((worker, running))
     }
 
@@ -103,10 +125,21 @@ impl Worker {
     ///
     /// The kernel's reason, or that the packet is no message of CRIU's.
     pub fn receive(&self) -> io::Result<Option<Criu_resp>> {
+        self.receive_noting(|_| {})
+    }
+
+    /// As [`Worker::receive`]; `note` is called with the name of each notification (criu.org/RPC,
+    /// "Notifications"), and CRIU waits until it has returned.
+    ///
+    /// # Errors
+    ///
+    /// As [`Worker::receive`].
+    pub fn receive_noting(&self, mut note: impl FnMut(&str)) -> io::Result<Option<Criu_resp>> {
         while let Some(answer) = self.packet()? {
             if answer.type_() != Criu_req_type::NOTIFY {
                 return Ok(Some(answer));
             }
+            note(answer.notify.script());
             self.acknowledge()?;
         }
         Ok(None)

@@ -33,6 +33,7 @@ pub(crate) const PAGEMAP: Kind = Kind(0x5608_4025);
 pub(crate) const FDINFO: Kind = Kind(0x5621_3732);
 pub(crate) const FILES: Kind = Kind(0x5630_3138);
 pub(crate) const REMAP_FPATH: Kind = Kind(0x5913_3954);
+pub(crate) const FS: Kind = Kind(0x5140_3912);
 pub(crate) const FILE_LOCKS: Kind = Kind(0x5432_3616);
 
 /// A directory that CRIU dumped into.
@@ -113,6 +114,29 @@ impl ImageFile {
     fn damaged(&self, source: Damage) -> ProcessError {
         ProcessError::Damaged { path: self.path.clone(), source }
     }
+}
+
+/// The messages in the bytes of a file.
+pub(crate) fn decode<M: Message>(bytes: &[u8], kind: Kind) -> Result<Vec<M>, Damage> {
+    let entries = split(bytes, kind)?;
+    entries.into_iter().map(|entry| M::parse_from_bytes(entry).map_err(Into::into)).collect()
+}
+
+/// A file with messages of one type.
+pub(crate) fn encode<M: Message>(kind: Kind, messages: &[M]) -> Result<Vec<u8>, Damage> {
+    let mut bytes = kind.magic();
+    for message in messages {
+        append(&mut bytes, message)?;
+    }
+    Ok(bytes)
+}
+
+/// Adds a message to a file.
+pub(crate) fn append<M: Message>(bytes: &mut Vec<u8>, message: &M) -> Result<(), Damage> {
+    let message = message.write_to_bytes()?;
+    bytes.extend((message.len() as u32).to_le_bytes());
+    bytes.extend(message);
+    Ok(())
 }
 
 fn split(bytes: &[u8], kind: Kind) -> Result<Vec<&[u8]>, Damage> {

@@ -6,21 +6,21 @@
 //! how a process is restored.
 
 mod descriptor;
-mod directory;
+pub(crate) mod directory;
 mod error;
 mod memory;
 pub mod messages;
 mod pages;
 pub mod placement;
 mod refusals;
-mod rewrite;
+pub(crate) mod rewrite;
 pub mod smaps;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 mod thread;
-mod vma;
+pub(crate) mod vma;
 
 use std::fs;
 use std::ops::Range;

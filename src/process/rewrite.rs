@@ -5,14 +5,12 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use protobuf::Message;
-
-use super::directory::{self, Directory, Kind};
+use super::directory::{self, Directory};
 use super::messages::mm::Mm_entry;
 use super::messages::pagemap::{Pagemap_entry, Pagemap_head};
 use super::pages::PAGE;
 use super::vma::status;
-use super::{Process, ProcessError};
+use super::{Damage, Process, ProcessError};
 
 const MAP_PRIVATE: u32 = 2;
 const MAP_ANONYMOUS: u32 = 0x20;
@@ -41,19 +39,24 @@ impl Process {
                 vma.set_fd(-1);
             }
         }
-        write(&path.join(name), directory::MM, &[&mm])?;
+        let file = path.join(name);
+        write(&file, directory::encode(directory::MM, &[mm]))?;
 
         let name = format!("pagemap-{}.img", self.pid);
         let (head, _): (Pagemap_head, Vec<Pagemap_entry>) =
             directory.headed(&name, directory::PAGEMAP)?;
-        let entries: Vec<Pagemap_entry> = kept.iter().map(entry).collect();
-        let mut messages: Vec<&dyn WholeMessage> = vec![&head];
-        messages.extend(entries.iter().map(|entry| entry as &dyn WholeMessage));
-        write(&path.join(name), directory::PAGEMAP, &messages)
+        let file = path.join(name);
+        let mut bytes = directory::encode(directory::PAGEMAP, &[head]);
+        for range in kept {
+            bytes = bytes
+                .and_then(|mut bytes| directory::append(&mut bytes, &entry(range)).map(|()| bytes));
+        }
+        write(&file, bytes)
     }
 }
 
-fn entry(range: &Range<u64>) -> Pagemap_entry {
+/// The entry for pages that are in the dump.
+pub(crate) fn entry(range: &Range<u64>) -> Pagemap_entry {
     let mut entry = Pagemap_entry::new();
     let pages = (range.end - range.start) / PAGE;
     entry.set_vaddr(range.start);
@@ -63,26 +66,7 @@ fn entry(range: &Range<u64>) -> Pagemap_entry {
     entry
 }
 
-/// A message of any type as bytes.
-trait WholeMessage {
-    fn bytes(&self) -> protobuf::Result<Vec<u8>>;
-}
-
-impl<M: Message> WholeMessage for M {
-    fn bytes(&self) -> protobuf::Result<Vec<u8>> {
-        self.write_to_bytes()
-    }
-}
-
-fn write(path: &Path, kind: Kind, messages: &[&dyn WholeMessage]) -> Result<(), ProcessError> {
-    let mut bytes = kind.magic();
-    for message in messages {
-        let message = message.bytes().map_err(|error| ProcessError::Damaged {
-            path: path.to_owned(),
-            source: error.into(),
-        })?;
-        bytes.extend((message.len() as u32).to_le_bytes());
-        bytes.extend(message);
-    }
+fn write(path: &Path, bytes: Result<Vec<u8>, Damage>) -> Result<(), ProcessError> {
+    let bytes = bytes.map_err(|source| ProcessError::Damaged { path: path.to_owned(), source })?;
     fs::write(path, bytes).map_err(|source| ProcessError::Write { path: path.to_owned(), source })
 }

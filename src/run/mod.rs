@@ -1,5 +1,8 @@
 //! From an image and the arguments for python to the frozen interpreter, in this very process.
 
+mod orders;
+mod through_criu;
+
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs::read_link;
@@ -7,22 +10,28 @@ use std::iter;
 use std::path::{Path, PathBuf, absolute};
 
 use crate::cpython::{CommandLine, Settings};
-use crate::image::{Check, Image, ImageError, SectionKind};
+use crate::image::{Check, Depth, Image, ImageError, SectionKind};
 use crate::native::exec::{Children, Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
-use crate::sys::inherited::{address_space_limit, environment, is_open};
+use crate::sys::inherited::{address_space_limit, environment, is_inherited};
 use crate::sys::lookup::{goes_by, is_executable, usual_python};
+
+pub use through_criu::ThroughCriuError;
 
 /// What `run` was asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     /// The image.
     pub image: PathBuf,
+    /// The interpreter that it must be an image of; any, if nothing is said.
+    pub program: Option<PathBuf>,
     /// What python is called (`argv[0]`); what it was called at the snapshot, if nothing is said.
     pub name: Option<OsString>,
     /// What `python3` would be given.
     pub arguments: Vec<OsString>,
+    /// How much is compared with what the image was made from.
+    pub check: Depth,
     /// Leave by the interpreter's own finalization, as a whole.
     pub full_exit: bool,
     /// Children that are the same interpreter start as ever.
@@ -79,6 +88,21 @@ pub enum RunError {
     /// The interpreter cannot become the frozen one.
     #[error(transparent)]
     Native(#[from] NativeError),
+    /// Neither engine can bring it back.
+    #[error("{} cannot be brought back; native: {native}; criu: {criu}", path.display())]
+    Neither {
+        /// The image.
+        path: PathBuf,
+        /// Why this process cannot become it.
+        native: String,
+        /// Why CRIU cannot restore it.
+        criu: String,
+        /// What would help.
+        hint: String,
+    },
+    /// CRIU cannot bring it back.
+    #[error(transparent)]
+    ThroughCriu(#[from] ThroughCriuError),
 }
 
 impl Explain for RunError {
@@ -91,98 +115,145 @@ impl Explain for RunError {
             Self::NoRoom { .. } => "raise the limit, or freeze less".into(),
             Self::Descriptor { number, .. } => format!("close it: `{number}<&-` in a shell"),
             Self::Native(error) => error.hint(),
+            Self::Neither { hint, .. } => hint.clone(),
+            Self::ThroughCriu(error) => error.hint(),
         }
     }
 }
 
-/// Runs an image: returns only when that failed, before anything of this process was changed.
+/// Runs an image in this process: returns only when that failed, before anything of this process was
+/// changed.
 ///
 /// # Errors
 ///
 /// What is wrong with the image, with the machine, or with the interpreter.
 pub fn run(request: &Request) -> Result<Infallible, RunError> {
-    become_frozen(Image::open(&request.image)?, request)
-}
-
-/// Whatever happens, becomes a python: the frozen one if that is right, a new one otherwise.
-///
-/// `program` is the interpreter that is to be as if it had been executed; without one it is the
-/// image's, or the usual one where that cannot be known. `regret` is told why the image was not used,
-/// when it was not.
-///
-/// # Errors
-///
-/// There is no interpreter, or it cannot be started.
-pub fn run_or_start(
-    request: Request,
-    program: Option<PathBuf>,
-    regret: impl FnOnce(RunError),
-) -> Result<Infallible, NativeError> {
-    let mut known = None;
-    let failed = Image::open(&request.image).map_err(Into::into).and_then(|image| {
-        let Check { interpreter, argv0, .. } = image.check();
-        known = Some((interpreter.clone(), argv0.clone()));
-        match &program {
-            Some(program) if program != interpreter => Err(RunError::OtherProgram {
-                path: request.image.clone(),
-                program: program.clone(),
-            }),
-            _ => become_frozen(image, &request),
-        }
-    });
-    let Err(why) = failed;
-    let (interpreter, name) = match (program, known) {
-        (Some(program), _) => (program, None),
-        (None, Some((interpreter, name))) if is_executable(&interpreter) => {
-            (interpreter, Some(name))
-        }
-        // The name has the kernel say that there is none.
-        (None, _) => (usual_python().unwrap_or_else(|| "python3".into()), None),
-    };
-    regret(why);
-    start(interpreter, request.name.or(name), request.arguments)
-}
-
-/// Becomes a new interpreter.
-fn start(
-    interpreter: PathBuf,
-    name: Option<OsString>,
-    arguments: Vec<OsString>,
-) -> Result<Infallible, NativeError> {
-    let name = name.unwrap_or_else(|| interpreter.clone().into_os_string());
-    exec_plainly(interpreter, iter::once(name).chain(arguments).collect())
-}
-
-fn become_frozen(image: Image, request: &Request) -> Result<Infallible, RunError> {
-    let view = view::PlanView::new(image.plan(), image.length(), image.memory())
-        .map_err(|why| RunError::Plan { path: request.image.clone(), why })?;
-    image.compare()?;
-    let Check { interpreter, argv0, .. } = image.check().clone();
-    // A python that goes by another name would be another one: it finds its libraries by its name.
-    let name = match &request.name {
-        Some(name) if goes_by(name, &interpreter) => name.clone(),
-        Some(name) => return Err(RunError::OtherName { name: name.clone() }),
-        None if goes_by(&argv0, &interpreter) => argv0,
-        None => interpreter.clone().into_os_string(),
-    };
-    if !stands_for(image.check(), &request.arguments) {
-        return Ok(start(interpreter, Some(name), request.arguments.clone())?);
-    }
+    let image = Image::open(&request.image)?;
+    let view = view(&image)?;
+    let arguments = arguments(&image, request)?;
     fits(&view)?;
     let least_descriptor =
         view.descriptors().filter_map(|one| i32::try_from(one.number + 1).ok()).max().unwrap_or(0);
     let plan = image.section(SectionKind::Plan);
     let children = if request.no_children { None } else { children(&request.image) };
     Ok(exec(Launch {
+        interpreter: image.check().interpreter.clone(),
         image: image.into_file().into(),
         plan_offset: plan.offset,
         plan_length: plan.length,
-        interpreter,
-        arguments: iter::once(name).chain(request.arguments.iter().cloned()).collect(),
+        arguments,
         least_descriptor,
-        options: if request.full_exit { restore_plan::OPTION_FULL_EXIT } else { 0 },
+        options: options(request),
         children,
     })?)
+}
+
+/// Has CRIU restore an image as a child of this process, and stays with it to its end; returns its exit
+/// status.
+///
+/// # Errors
+///
+/// As [`run`], or what keeps CRIU from restoring.
+pub fn run_through_criu(request: &Request) -> Result<i32, RunError> {
+    let image = Image::open(&request.image)?;
+    let view = view(&image)?;
+    let arguments = arguments(&image, request)?;
+    fits(&view)?;
+    let options = options(request);
+    let launch = through_criu::Launch { image: &image, view: &view, arguments, options };
+    Ok(through_criu::run(&launch)?)
+}
+
+/// Runs an image by the native engine, and where that cannot do it here, through CRIU.
+///
+/// # Errors
+///
+/// What is wrong with the image or with the machine, or what keeps both engines from it.
+pub fn run_by_either(request: &Request) -> Result<i32, RunError> {
+    let Err(native) = run(request);
+    if !matches!(native, RunError::Native(_)) {
+        return Err(native);
+    }
+    run_through_criu(request).map_err(|criu| RunError::Neither {
+        path: request.image.clone(),
+        native: said(&native),
+        criu: said(&criu),
+        hint: native.hint(),
+    })
+}
+
+/// An error and its causes on one line.
+fn said(error: &dyn std::error::Error) -> String {
+    let causes = iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn view(image: &Image) -> Result<view::PlanView<'_>, RunError> {
+    view::PlanView::new(image.plan(), image.length(), image.memory())
+        .map_err(|why| RunError::Plan { path: image.path().to_owned(), why })
+}
+
+fn options(request: &Request) -> u64 {
+    if request.full_exit { restore_plan::OPTION_FULL_EXIT } else { 0 }
+}
+
+/// The arguments for the frozen interpreter, its name first. Where it may not stand for a new one, this
+/// process becomes a new one.
+fn arguments(image: &Image, request: &Request) -> Result<Vec<OsString>, RunError> {
+    let Check { interpreter, argv0, .. } = image.check().clone();
+    if let Some(program) = request.program.clone().filter(|program| *program != interpreter) {
+        return Err(RunError::OtherProgram { path: request.image.clone(), program });
+    }
+    image.compare(request.check)?;
+    // A python that goes by another name would be another one: it finds its libraries by its name.
+    let name = match &request.name {
+        Some(name) if goes_by(name, &interpreter) => name.clone(),
+        Some(name) => return Err(RunError::OtherName { name: name.clone() }),
+        None => own_name(argv0, &interpreter),
+    };
+    if !stands_for(image.check(), &request.arguments) {
+        match start(interpreter, name, &request.arguments)? {}
+    }
+    Ok(iter::once(name).chain(request.arguments.iter().cloned()).collect())
+}
+
+/// Becomes an ordinary python, after [`run`] has failed: the one that the image must be of, or is of,
+/// or else the `usual` one, or else the one that is meant where none is named.
+///
+/// # Errors
+///
+/// There is no interpreter, or it cannot be started.
+pub fn run_without(request: &Request, usual: Option<PathBuf>) -> Result<Infallible, NativeError> {
+    let Request { image, program, name, arguments, .. } = request;
+    let there = |program: &PathBuf| is_executable(program);
+    if let Some(program) = program {
+        let name = name.clone().unwrap_or_else(|| program.clone().into_os_string());
+        return start(program.clone(), name, arguments);
+    }
+    if let Ok(image) = Image::open(image)
+        && there(&image.check().interpreter)
+    {
+        let Check { interpreter, argv0, .. } = image.check().clone();
+        let name = own_name(argv0, &interpreter);
+        return start(interpreter, name, arguments);
+    }
+    // With the name alone, the kernel says that there is none.
+    let python = usual.filter(there).or_else(usual_python).unwrap_or_else(|| "python3".into());
+    start(python.clone(), python.into_os_string(), arguments)
+}
+
+/// Becomes a new interpreter.
+fn start(
+    interpreter: PathBuf,
+    name: OsString,
+    arguments: &[OsString],
+) -> Result<Infallible, NativeError> {
+    exec_plainly(interpreter, iter::once(name).chain(arguments.iter().cloned()).collect())
+}
+
+/// What the interpreter was called when it was frozen, where that still means it; else its path.
+fn own_name(name: OsString, interpreter: &Path) -> OsString {
+    if goes_by(&name, interpreter) { name } else { interpreter.into() }
 }
 
 /// Whether the frozen interpreter may stand for a new one with these arguments in this environment.
@@ -206,7 +277,7 @@ fn fits(view: &view::PlanView<'_>) -> Result<(), RunError> {
             return Err(RunError::NoRoom { needed, limit });
         }
     }
-    let taken = view.descriptors().find(|one| is_open(one.number));
+    let taken = view.descriptors().find(|one| is_inherited(one.number));
     taken.map_or(Ok(()), |one| {
         let file = view.name(one.name).unwrap_or(Path::new("a file")).to_owned();
         Err(RunError::Descriptor { number: one.number, file })

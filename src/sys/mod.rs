@@ -2,6 +2,7 @@
 //! the only place with `unsafe`.
 #![allow(unsafe_code, reason = "sys")]
 
+pub mod caller;
 pub mod capabilities;
 mod entry;
 mod explain;
@@ -12,11 +13,14 @@ pub mod keeper;
 pub mod locale;
 pub mod lookup;
 mod namespaces;
+pub mod numbers;
 pub mod probe;
 pub mod procfs;
 pub mod spawn;
 mod startup;
+pub mod supervise;
 mod vdso;
+pub mod witness;
 
 pub use explain::Explain;
 pub use startup::{fail_at_writes, fill_standard_descriptors, survive_failed_writes};

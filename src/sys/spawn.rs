@@ -135,7 +135,7 @@ pub fn expect_children() -> io::Result<()> {
     default_action(libc::SIGCHLD)
 }
 
-fn default_action(signal: i32) -> io::Result<()> {
+pub(super) fn default_action(signal: i32) -> io::Result<()> {
     // SAFETY: a sigaction of zeros is SIG_DFL with no flags and an empty mask.
     let result = unsafe {
         let action: libc::sigaction = std::mem::zeroed();
@@ -192,6 +192,16 @@ pub(super) fn reap(pid: Pid) -> io::Result<ExitStatus> {
             -1 => return Err(io::Error::last_os_error()),
             _ => return Ok(ExitStatus::from_raw(status)),
         }
+    }
+}
+
+/// Ends and reaps the child of this number, if there is such a child.
+pub fn end_child(pid: Pid) {
+    let mut status = 0;
+    // SAFETY: `status` is writable. A number that is somebody else's is no child of ours.
+    if unsafe { libc::waitpid(pid.as_raw(), &raw mut status, libc::WNOHANG) } == 0 {
+        let _ = kill(pid, Signal::SIGKILL);
+        let _ = reap(pid);
     }
 }
 

@@ -8,13 +8,16 @@
 mod children;
 mod cli;
 mod endurance;
+mod engines;
 mod environment;
 mod faults;
+mod hooks;
 mod memory;
 mod process;
 mod randomness;
 mod script;
 mod snapshot;
+mod starters;
 mod streams;
 mod support;
 mod terminal;

@@ -1,6 +1,7 @@
 //! What the tests stand on.
 
 pub(crate) mod context;
+pub(crate) mod engine;
 pub(crate) mod image;
 mod leftovers;
 mod rest;
@@ -12,6 +13,7 @@ pub(crate) mod terminal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub(crate) use context::Context;
+pub(crate) use engine::{Engine, native_only};
 pub(crate) use image::Recipe;
 pub(crate) use run::{Outcome, without_addresses};
 pub(crate) use seat::{Seat, Who};

@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use super::context::Context;
+use super::engine::Engine;
 use super::image::Recipe;
 use super::rest::asleep;
 use super::shared::shared;
@@ -348,6 +349,7 @@ pub(crate) struct Python<'a> {
     command: Command<'a>,
     recipe: Recipe,
     image: Option<PathBuf>,
+    engine: Engine,
     options: Vec<OsString>,
     files: Vec<(String, Vec<u8>)>,
     masks: Vec<fn(&str) -> String>,
@@ -363,6 +365,7 @@ impl<'a> Python<'a> {
             command: Command::new(context, Path::new("")).args(arguments),
             recipe: Recipe::Plain,
             image: None,
+            engine: Engine::tested(),
             options: Vec::new(),
             files: Vec::new(),
             masks: Vec::new(),
@@ -378,6 +381,12 @@ impl<'a> Python<'a> {
     /// From this image.
     pub(crate) fn image(mut self, image: impl Into<PathBuf>) -> Self {
         self.image = Some(image.into());
+        self
+    }
+
+    /// By this engine: the one that the tests are run for if nothing is said.
+    pub(crate) fn by(mut self, engine: Engine) -> Self {
+        self.engine = engine;
         self
     }
 
@@ -460,7 +469,8 @@ impl<'a> Python<'a> {
         let image = self.image.clone();
         let image = image.unwrap_or_else(|| command.context.image(self.recipe));
         shared().binary().clone_into(&mut command.program);
-        let ours = [OsString::from("run")].into_iter().chain(self.options.iter().cloned());
+        let ours = ["run"].into_iter().chain(self.engine.option()).map(OsString::from);
+        let ours = ours.chain(self.options.iter().cloned());
         let ours = ours.chain([image.into_os_string()]);
         command.arguments = ours.chain(command.arguments).collect();
         command
