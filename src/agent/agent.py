@@ -196,7 +196,11 @@ def _first_searched(start: Start) -> list[str]:
         if program in ("", "-", "-c", "-m"):
             directories.append(".")
         else:
-            program = os.path.realpath(program)
+            try:
+                program = os.path.realpath(program)
+            except OSError:
+                # There is no current directory.
+                return []
             directories.append(program if os.path.isdir(program) else os.path.dirname(program))
     path = start.variable(b"PYTHONPATH")
     if path != _frozen.path:

@@ -220,7 +220,8 @@ fn a_limit_for_memory_holds_for_python_as_ever() {
 #[test]
 fn descriptors_of_the_image_and_of_the_caller() {
     once(|it| {
-        it.file("opens.py", "import builtins; builtins.kept = open('/etc/passwd')");
+        let opens = "import builtins; builtins.kept = open('/etc/passwd')";
+        it.file("opens.py", opens);
         let python = it.seat.python.path.as_os_str();
         let outcome = it.snapshot(["--import", "ctypes", "--exec", "opens.py", "--python"]);
         outcome.args([python]).run().succeeds();
@@ -232,9 +233,14 @@ print(number, subprocess.run(start, capture_output=True, text=True).stdout)
 # The child finds the caller's file under that number, and so no place for its own.
 print(subprocess.run(start, capture_output=True, text=True, pass_fds=[number]).stdout)"
         );
-        let outcome = it.code(&code).image(&image).thaw().succeeds();
+        // The working directory is laid out anew, and the image knows what it was made from.
+        let outcome = it.code(&code).image(&image).file("opens.py", opens).thaw().succeeds();
         assert_eq!(outcome.text(), "3 thawed\n\nnew\n\n", "{outcome:?}");
-        let taken = it.code("print(kept.fileno())").image(&image).shell("\"$@\" 3</dev/null");
+        let taken = it
+            .code("print(kept.fileno())")
+            .image(&image)
+            .file("opens.py", opens)
+            .shell("\"$@\" 3</dev/null");
         taken.thaw().is_refused(&["descriptor 3", "/etc/passwd"]);
     });
 }
