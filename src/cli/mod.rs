@@ -71,7 +71,8 @@ fn run(arguments: args::Run) -> Result<i32, Failure> {
     let args::Run { full_exit, engine, fallback, no_children, image, arguments } = arguments;
     let request = run::Request { image, arguments, full_exit, no_children, ..Default::default() };
     let ended = match engine {
-        args::Engine::Auto | args::Engine::Native => run::run(&request).map(|never| match never {}),
+        args::Engine::Auto => run::run_by_either(&request),
+        args::Engine::Native => run::run(&request).map(|never| match never {}),
         args::Engine::Criu => run::run_through_criu(&request),
     };
     let why = match ended {

@@ -14,6 +14,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::geteuid;
 
 use super::version::Version;
+use crate::sys::capabilities::exceeds_its_caller;
 use crate::sys::keeper::Isolation;
 
 /// The file that CRIU writes before it gives it its name; one that was left behind keeps CRIU from
@@ -26,6 +27,10 @@ const ABANDONED: Duration = Duration::from_secs(60);
 /// directory on a tmpfs, and CRIU has to look at the kernel each time.
 #[must_use]
 pub fn runtime_directory(version: Version, isolation: Isolation) -> Option<PathBuf> {
+    // CRIU believes what it finds there.
+    if exceeds_its_caller() {
+        return None;
+    }
     let user = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let root = geteuid().is_root().then(|| PathBuf::from("/run"));
     user.into_iter()

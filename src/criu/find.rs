@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
@@ -14,7 +14,7 @@ use rust_criu::rust_criu_protobuf::rpc::{Criu_req, Criu_req_type};
 use super::error::{CriuError, Reason};
 use super::swrk::Worker;
 use super::version::Version;
-use crate::sys::capabilities::may_checkpoint;
+use crate::sys::capabilities::{exceeds_its_caller, may_checkpoint};
 use crate::sys::keeper::{Isolation, Keeper};
 use crate::sys::spawn::{Privileges, Spawn};
 
@@ -43,6 +43,9 @@ pub struct Criu {
 /// [`CriuError::NotFound`] with what is wrong with each one that there is; for the first two, what is
 /// wrong with that one.
 pub fn find(explicit: Option<&Path>) -> Result<Criu, CriuError> {
+    if exceeds_its_caller() {
+        return find_trusted();
+    }
     let named = env::var_os("PRELOADED_CRIU_CRIU").filter(|name| !name.is_empty());
     if let Some(path) = explicit.map(Path::to_owned).or_else(|| named.map(PathBuf::from)) {
         let path = std::path::absolute(&path).unwrap_or(path);
@@ -67,6 +70,32 @@ pub fn find(explicit: Option<&Path>) -> Result<Criu, CriuError> {
         None => "there is none in PATH and none in the private prefix".to_owned(),
     };
     Err(CriuError::NotFound(Reason { text, log: None }))
+}
+
+/// For a program with capabilities of its file: a CRIU in the administrator's folders that nobody else
+/// could have written, whatever the caller names.
+fn find_trusted() -> Result<Criu, CriuError> {
+    let private = Path::new(ROOT_PREFIX).join(PREFIX_BINARY);
+    let usual = ["/usr/local/sbin/criu", "/usr/sbin/criu", "/usr/bin/criu"].map(PathBuf::from);
+    let candidates = usual.into_iter().map(|path| (path, true)).chain([(private, false)]);
+    for (path, untried) in candidates.filter(|(path, _)| is_executable(path) && is_roots(path)) {
+        if let Ok(criu) = (Candidate { path, untried }).assess() {
+            return Ok(criu);
+        }
+    }
+    let text =
+        "none of the administrator's folders has one that works; what the caller names is not \
+                executed with capabilities"
+            .to_owned();
+    Err(CriuError::NotFound(Reason { text, log: None }))
+}
+
+/// Whether only root can have written a file, and the folders that lead to it.
+fn is_roots(path: &Path) -> bool {
+    let Ok(path) = path.canonicalize() else { return false };
+    path.ancestors().all(|step| {
+        step.metadata().is_ok_and(|found| found.uid() == 0 && found.mode() & 0o022 == 0)
+    })
 }
 
 /// A file that may be a CRIU to use.
@@ -166,6 +195,12 @@ fn ask_version(path: &Path) -> Result<Version, CriuError> {
     }
 }
 
+/// Where CRIU looks for its helpers (ip, iptables).
+pub(super) fn search_path() -> OsString {
+    let own = env::var_os("PATH").filter(|_| !exceeds_its_caller());
+    own.unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into())
+}
+
 /// Lets CRIU look at this kernel with the rights that a dump would have. Where these are not to be
 /// had, it is not CRIU's fault, and the dump will say so.
 ///
@@ -180,7 +215,7 @@ pub fn check(path: &Path) -> Result<(), String> {
     let spawn = Spawn {
         program: path.to_owned(),
         arguments: arguments.into_iter().map(Into::into).collect(),
-        environment: env::var_os("PATH").map(|path| ("PATH".into(), path)).into_iter().collect(),
+        environment: vec![("PATH".into(), search_path())],
         descriptors: vec![1, 2],
         privileges: Privileges::Checkpoint,
     };

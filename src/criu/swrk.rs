@@ -13,6 +13,7 @@ use nix::sys::socket::{
 use protobuf::Message;
 use rust_criu::rust_criu_protobuf::rpc::{Criu_req, Criu_req_type, Criu_resp};
 
+use super::find::search_path;
 use crate::sys::spawn::{Privileges, Running, Spawn};
 
 /// The number of the connection's descriptor in CRIU's process.
@@ -57,8 +58,7 @@ impl Worker {
         if let Some(runtime) = runtime {
             environment.push(("XDG_RUNTIME_DIR".into(), runtime.into()));
         }
-        // CRIU looks for helpers (ip, iptables) there.
-        environment.extend(std::env::var_os("PATH").map(|path| ("PATH".into(), path)));
+        environment.push(("PATH".into(), search_path()));
         let connection = CONNECTION.to_string();
         let arguments = ["criu", "--no-default-config", "swrk", &connection];
         Spawn {

@@ -14,7 +14,7 @@ use crate::image::{Check, Image, ImageError, SectionKind};
 use crate::native::exec::{Children, Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
-use crate::sys::inherited::{address_space_limit, environment, is_open};
+use crate::sys::inherited::{address_space_limit, environment, is_inherited};
 use crate::sys::lookup::{goes_by, is_executable, usual_python};
 
 pub use through_criu::ThroughCriuError;
@@ -86,6 +86,18 @@ pub enum RunError {
     /// The interpreter cannot become the frozen one.
     #[error(transparent)]
     Native(#[from] NativeError),
+    /// Neither engine can bring it back.
+    #[error("{} cannot be brought back; native: {native}; criu: {criu}", path.display())]
+    Neither {
+        /// The image.
+        path: PathBuf,
+        /// Why this process cannot become it.
+        native: String,
+        /// Why CRIU cannot restore it.
+        criu: String,
+        /// What would help.
+        hint: String,
+    },
     /// CRIU cannot bring it back.
     #[error(transparent)]
     ThroughCriu(#[from] ThroughCriuError),
@@ -101,6 +113,7 @@ impl Explain for RunError {
             Self::NoRoom { .. } => "raise the limit, or freeze less".into(),
             Self::Descriptor { number, .. } => format!("close it: `{number}<&-` in a shell"),
             Self::Native(error) => error.hint(),
+            Self::Neither { hint, .. } => hint.clone(),
             Self::ThroughCriu(error) => error.hint(),
         }
     }
@@ -147,6 +160,30 @@ pub fn run_through_criu(request: &Request) -> Result<i32, RunError> {
     let options = options(request);
     let launch = through_criu::Launch { image: &image, view: &view, arguments, options };
     Ok(through_criu::run(&launch)?)
+}
+
+/// Runs an image by the native engine, and where that cannot do it here, through CRIU.
+///
+/// # Errors
+///
+/// What is wrong with the image or with the machine, or what keeps both engines from it.
+pub fn run_by_either(request: &Request) -> Result<i32, RunError> {
+    let Err(native) = run(request);
+    if !matches!(native, RunError::Native(_)) {
+        return Err(native);
+    }
+    run_through_criu(request).map_err(|criu| RunError::Neither {
+        path: request.image.clone(),
+        native: said(&native),
+        criu: said(&criu),
+        hint: native.hint(),
+    })
+}
+
+/// An error and its causes on one line.
+fn said(error: &dyn std::error::Error) -> String {
+    let causes = iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn view(image: &Image) -> Result<view::PlanView<'_>, RunError> {
@@ -238,7 +275,7 @@ fn fits(view: &view::PlanView<'_>) -> Result<(), RunError> {
             return Err(RunError::NoRoom { needed, limit });
         }
     }
-    let taken = view.descriptors().find(|one| is_open(one.number));
+    let taken = view.descriptors().find(|one| is_inherited(one.number));
     taken.map_or(Ok(()), |one| {
         let file = view.name(one.name).unwrap_or(Path::new("a file")).to_owned();
         Err(RunError::Descriptor { number: one.number, file })

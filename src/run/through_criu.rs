@@ -24,6 +24,7 @@ use crate::sys::caller::{
 use crate::sys::inherited::environment;
 use crate::sys::keeper::{Isolation, Keeper, KeeperError};
 use crate::sys::numbers::Numbers;
+use crate::sys::spawn::end_child;
 use crate::sys::supervise::{Held, end_alike, supervise};
 use crate::sys::witness::Witness;
 
@@ -202,6 +203,10 @@ fn restore(
     let status = running.wait().ok();
     let restored = criu::restore::judge(answer, status, &directory);
     drop(keeper);
+    if let (Err(_), Some(first)) = (&restored, plan.numbers.first()) {
+        // Half a process, where CRIU has ended in the middle.
+        end_child(Pid::from_raw(first.cast_signed()));
+    }
     Ok((Pid::from_raw(restored?), orders))
 }
 

@@ -93,7 +93,8 @@ impl Starter {
     ///
     /// It cannot be read, or is none.
     pub fn read(path: &Path) -> Result<Self, FileError> {
-        let mut bytes = Vec::new();
+        // Room for all of it, in one call.
+        let mut bytes = Vec::with_capacity(4096);
         File::open(path)
             .and_then(|file| file.take(MOST).read_to_end(&mut bytes))
             .map_err(|why| FileError::Read { path: path.to_owned(), why })?;

@@ -25,6 +25,14 @@ pub fn may_checkpoint() -> bool {
     [Capability::CAP_CHECKPOINT_RESTORE, Capability::CAP_SYS_ADMIN].into_iter().any(effective)
 }
 
+/// Whether this process may do more than its caller, by capabilities of its file (or a setuid bit):
+/// then nothing that the caller has chosen is to be executed, or believed (getauxval(3), `AT_SECURE`).
+#[must_use]
+pub fn exceeds_its_caller() -> bool {
+    // SAFETY: takes no address.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
 fn effective(capability: Capability) -> bool {
     // A kernel that does not know the capability does not grant it.
     caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)

@@ -46,12 +46,14 @@ pub fn address_space_limit() -> Option<u64> {
     (soft != RLIM_INFINITY).then_some(soft)
 }
 
-/// Whether a descriptor of this number is open.
+/// Whether the caller has handed us a descriptor of this number. Our own are close-on-exec from birth,
+/// and no descriptor that has come through an exec is.
 #[must_use]
-pub fn is_open(number: u64) -> bool {
+pub fn is_inherited(number: u64) -> bool {
     let Ok(number) = i32::try_from(number) else { return false };
     // SAFETY: F_GETFD only asks, and says so when there is no such descriptor.
-    unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
 }
 
 #[cfg(test)]

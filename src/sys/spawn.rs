@@ -195,6 +195,16 @@ pub(super) fn reap(pid: Pid) -> io::Result<ExitStatus> {
     }
 }
 
+/// Ends and reaps the child of this number, if there is such a child.
+pub fn end_child(pid: Pid) {
+    let mut status = 0;
+    // SAFETY: `status` is writable. A number that is somebody else's is no child of ours.
+    if unsafe { libc::waitpid(pid.as_raw(), &raw mut status, libc::WNOHANG) } == 0 {
+        let _ = kill(pid, Signal::SIGKILL);
+        let _ = reap(pid);
+    }
+}
+
 /// Reaps one child that has ended, if there is one.
 pub(super) fn reap_any() -> io::Result<Option<(Pid, ExitStatus)>> {
     let mut status = 0;

@@ -218,6 +218,28 @@ fn a_limit_for_memory_holds_for_python_as_ever() {
 }
 
 #[test]
+fn descriptors_of_the_image_and_of_the_caller() {
+    once(|it| {
+        it.file("opens.py", "import builtins; builtins.kept = open('/etc/passwd')");
+        let python = it.seat.python.path.as_os_str();
+        let outcome = it.snapshot(["--import", "ctypes", "--exec", "opens.py", "--python"]);
+        outcome.args([python]).run().succeeds();
+        let image = it.keep("snap.img");
+        let code = format!(
+            "import os, subprocess, sys; start = [sys.executable, '-c', {ORIGIN:?}]
+number = kept.fileno()
+print(number, subprocess.run(start, capture_output=True, text=True).stdout)
+# The child finds the caller's file under that number, and so no place for its own.
+print(subprocess.run(start, capture_output=True, text=True, pass_fds=[number]).stdout)"
+        );
+        let outcome = it.code(&code).image(&image).thaw().succeeds();
+        assert_eq!(outcome.text(), "3 thawed\n\nnew\n\n", "{outcome:?}");
+        let taken = it.code("print(kept.fileno())").image(&image).shell("\"$@\" 3</dev/null");
+        taken.thaw().is_refused(&["descriptor 3", "/etc/passwd"]);
+    });
+}
+
+#[test]
 fn a_run_without_its_image_says_so_in_one_line() {
     for_everyone(|it| {
         let run = || it.python(["-c", ORIGIN]).options(&["--fallback"]).image("/no/such.img");

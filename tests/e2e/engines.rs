@@ -2,12 +2,14 @@
 //! must not be noticed. (The tests of `run` are run for both engines: `scripts/test`.)
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
+use tempfile::tempdir;
 
 use crate::support::run::Python;
-use crate::support::{Context, Engine, Recipe, as_root};
+use crate::support::{Context, Engine, Recipe, Seat, Who, as_root, image, shared};
 
 fn through_criu<'a>(it: &'a Context, code: &str) -> Python<'a> {
     it.code(code).by(Engine::Criu)
@@ -172,5 +174,111 @@ fn frozen_threads_work() {
         let code =
             "import numpy as n; a = n.arange(40000.).reshape(200, 200); print((a @ a).sum())";
         through_criu(it, code).from(Recipe::Numeric).is_as_stock();
+    });
+}
+
+/// The ordinary user's image.
+fn theirs() -> std::path::PathBuf {
+    image::image(Seat { who: Who::User, ..Seat::first() }, Recipe::Plain)
+}
+
+const USER: [&str; 4] = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"];
+const RIGHTS: &str = "import os\n\
+    print(os.getresuid(), os.getgroups())\n\
+    print([line for line in open('/proc/self/status') if line.startswith(('Cap', 'NoNew'))])";
+
+#[test]
+fn one_capability_is_enough() {
+    as_root(|it| {
+        through_criu(it, RIGHTS)
+            .image(theirs())
+            .folder("/")
+            .through(USER)
+            .through([
+                "--inh-caps=+checkpoint_restore",
+                "--ambient-caps=+checkpoint_restore",
+                "--bounding-set=-all,+checkpoint_restore",
+            ])
+            .is_as_stock()
+            .succeeds();
+    });
+}
+
+#[test]
+fn a_capability_of_the_file_is_not_the_scripts() {
+    as_root(|it| {
+        let folder = tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let program = folder.path().join("preloaded-criu");
+        fs::copy(shared().binary(), &program).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let given = Command::new("setcap").arg("cap_checkpoint_restore+ep").arg(&program).status();
+        assert!(given.unwrap().success());
+        let run = |code: &str| {
+            it.command(&program)
+                .args(["run", "--engine", "criu"])
+                .args([theirs()])
+                .args(["-c", code])
+        };
+        let stock = it.code(RIGHTS).image(theirs()).folder("/").through(USER).stock().run();
+        let capped = run(RIGHTS).folder("/").through(USER).run().succeeds();
+        assert_eq!(capped.text(), stock.text());
+        // A CRIU that the caller names would have the capability.
+        let named = folder.path().join("criu");
+        fs::write(&named, "#!/bin/sh\ntouch /tmp/preloaded-criu-was-executed\n").unwrap();
+        fs::set_permissions(&named, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:/usr/bin:/bin", folder.path().display());
+        let run = run("print(1)").folder("/").through(USER);
+        let outcome = run.env("PRELOADED_CRIU_CRIU", &named).env("PATH", path).run();
+        assert_eq!(outcome.text(), "1\n", "{outcome:?}");
+        assert!(!std::path::Path::new("/tmp/preloaded-criu-was-executed").exists());
+    });
+}
+
+#[test]
+fn who_may_not_is_told_so() {
+    as_root(|it| {
+        let run = through_criu(it, "print(1)").image(theirs()).folder("/").through(USER);
+        run.through(["--inh-caps=-all"]).thaw().is_refused(&["CAP_CHECKPOINT_RESTORE", "native"]);
+    });
+}
+
+#[test]
+fn where_neither_engine_can_both_reasons_are_told() {
+    as_root(|it| {
+        let image = it.image(Recipe::Plain);
+        let run = it.program(["run"]).args([image]).args(["-c", "print(1)"]);
+        // Enough to start the launcher, and not to hand anything on.
+        let outcome = run.shell("ulimit -n 5; exec \"$@\"").run();
+        outcome.is_refused(&["native: ", "criu: "]);
+    });
+}
+
+#[test]
+fn a_criu_that_is_killed_leaves_nothing() {
+    as_root(|it| {
+        let found = it.program(["doctor", "snapshot", "--json"]).run().text();
+        let real = found.split('"').find_map(|part| {
+            let mut words = part.split_whitespace().map(|word| word.trim_matches(['(', ')']));
+            let path = words.find(|word| word.ends_with("/criu"));
+            path.filter(|path| path.starts_with('/')).map(str::to_owned)
+        });
+        let real = real.expect("the doctor names the CRIU that is used");
+        for moment in ["0.01", "0.02", "0.03", "0.05"] {
+            // The first time it is asked for its version.
+            let script = format!(
+                "#!/bin/bash\nif mkdir first 2>/dev/null; then exec {real} \"$@\"; fi\n\
+                 (exec 200>&- 201>&- 202>&- 203>&-; sleep {moment}; kill -9 $$) &\nexec {real} \"$@\"\n"
+            );
+            let criu = it.file("criu", script);
+            fs::set_permissions(&criu, fs::Permissions::from_mode(0o755)).unwrap();
+            let image = it.image(Recipe::Plain);
+            let run = it.program(["run", "--engine", "criu"]).args([image]).args(["-c", "pass"]);
+            let outcome = run.env("PRELOADED_CRIU_CRIU", &criu).run();
+            if outcome.status.code() != Some(0) {
+                outcome.is_refused(&["CRIU ended before its work was done"]);
+            }
+            fs::remove_dir(it.work().join("first")).unwrap();
+        }
     });
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::faults::alter;
 use crate::support::{
-    Context, Outcome, Recipe, for_everyone, for_makers, once, shared, with_every_python,
+    Context, Outcome, Recipe, as_root, for_everyone, for_makers, once, shared, with_every_python,
 };
 
 /// Prints whether this interpreter comes from an image: nobody has imported the module in a new one.
@@ -184,6 +184,20 @@ fn an_image_that_is_out_of_date_is_made_again() {
         // Made under another kernel, on this machine.
         let altered = alter(it, |check| check.machine.vdso ^= 1);
         fs::rename(altered, &image).unwrap();
+        is_thawed(use_it(it, &starter));
+    });
+}
+
+#[test]
+fn an_image_of_another_machine_is_left_to_it() {
+    as_root(|it| {
+        let image = alter(it, |check| check.machine.vdso ^= 1);
+        let image = it.keep(image.file_name().unwrap().to_str().unwrap());
+        let starter = starter(it, &[image.to_str().unwrap()]);
+        let before = fs::metadata(&image).unwrap().ino();
+        let elsewhere = it.command(&starter).args(["-c", ORIGIN]).through(["unshare", "--uts"]);
+        is_new(elsewhere.shell("hostname elsewhere; exec \"$@\"").run(), "another kernel");
+        assert_eq!(fs::metadata(&image).unwrap().ino(), before);
         is_thawed(use_it(it, &starter));
     });
 }

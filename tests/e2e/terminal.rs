@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 
 use crate::support::run::{Command, Python};
 use crate::support::terminal::Session;
-use crate::support::{Context, Recipe, Terminal, everywhere, for_everyone};
+use crate::support::{Context, Recipe, Terminal, everywhere, for_everyone, native_only};
 
 /// What can be seen of a program in a terminal.
 #[derive(Debug, PartialEq)]
@@ -140,6 +140,10 @@ fn the_prompt_with_editing_of_its_own() {
 
 #[test]
 fn what_a_script_sees_of_its_terminal() {
+    // It says whether it leads its session.
+    if native_only("The script is a child") {
+        return;
+    }
     everywhere(|it| {
         let code = "import os, sys, termios, getpass\n\
             print([os.isatty(n) for n in range(3)], os.ttyname(0) == os.ttyname(2), os.ctermid(), os.tcgetpgrp(0) == os.getpid() == os.getsid(0))\n\
