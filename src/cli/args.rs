@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::image;
+
 /// Start heavy Python programs at once.
 ///
 /// Imports Python libraries once, freezes the interpreter into one file with CRIU, and starts any
@@ -208,6 +210,11 @@ Examples:
   preloaded-criu run snap.img"
 )]
 pub(super) struct Run {
+    /// How much to compare with what the image was made from: quick takes less than a millisecond,
+    /// full reads every file, off trusts you
+    #[arg(long, value_name = "HOW", default_value = "quick")]
+    pub(super) check: Depth,
+
     /// Let the interpreter take everything down at its end, what was frozen too. Takes as long as
     /// it does without an image
     #[arg(long)]
@@ -322,6 +329,28 @@ impl Child {
         let mut next = || rest.next();
         let (image, program, name) = (next()?.into(), next()?.into(), next()?);
         Some(Self { image, program, name, arguments: rest.collect() })
+    }
+}
+
+/// How much a run compares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Depth {
+    /// Nothing but kernel and processor
+    Off,
+    /// Length and time of libraries, packages and own modules
+    #[default]
+    Quick,
+    /// The content of every file
+    Full,
+}
+
+impl From<Depth> for image::Depth {
+    fn from(depth: Depth) -> Self {
+        match depth {
+            Depth::Off => Self::Off,
+            Depth::Quick => Self::Quick,
+            Depth::Full => Self::Full,
+        }
     }
 }
 

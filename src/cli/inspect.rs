@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use restore_plan::{Mapping, SOURCE_FILE, SOURCE_IMAGE, Source};
 use serde_json::{Value, json};
 
-use crate::image::{FORMAT_VERSION, Image, ImageError, Manifest, SectionKind};
+use crate::image::{Depth, FORMAT_VERSION, Image, ImageError, Manifest, SectionKind};
 use crate::native::view::PlanView;
 
 use super::report::{CliError, Failure};
@@ -23,7 +23,7 @@ pub(super) fn inspect(arguments: &args::Inspect) -> Result<i32, Failure> {
     let view = PlanView::new(image.plan(), image.length(), image.memory())
         .map_err(|why| CliError::Plan { path: arguments.image.clone(), why })?;
     let manifest = image.manifest()?;
-    let stale = match image.compare() {
+    let stale = match image.compare(Depth::Quick) {
         Ok(()) => None,
         Err(ImageError::Stale { why, .. }) => Some(why.to_string()),
         Err(error) => return Err(error.into()),

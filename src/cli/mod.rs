@@ -68,8 +68,10 @@ fn execute(command: Command) -> Result<i32, Failure> {
 }
 
 fn run(arguments: args::Run) -> Result<i32, Failure> {
-    let args::Run { full_exit, engine, fallback, no_children, image, arguments } = arguments;
-    let request = run::Request { image, arguments, full_exit, no_children, ..Default::default() };
+    let args::Run { check, full_exit, engine, fallback, no_children, image, arguments } = arguments;
+    let check = check.into();
+    let request =
+        run::Request { image, arguments, check, full_exit, no_children, ..Default::default() };
     let ended = match engine {
         args::Engine::Auto => run::run_by_either(&request),
         args::Engine::Native => run::run(&request).map(|never| match never {}),

@@ -101,11 +101,46 @@ pub enum Stale {
     },
 }
 
+impl Stale {
+    fn unreadable(path: &Path, why: io::Error) -> Self {
+        let path = path.to_owned();
+        match why.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::Gone(path),
+            _ => Self::Unreadable { path, why },
+        }
+    }
+}
+
+/// How much is compared. The machine always is: nothing works on another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Depth {
+    /// No file.
+    Off,
+    /// Length and time of each file that changes when a package does.
+    #[default]
+    Quick,
+    /// The content of every file that a module came from or that is mapped.
+    Full,
+}
+
 impl Check {
-    /// Whether the machine and all files are as they were.
-    pub fn compare(&self) -> Result<(), Stale> {
+    /// Whether the machine and all files are as they were, as far as that is wanted.
+    pub fn compare(&self, depth: Depth) -> Result<(), Stale> {
         self.compare_machine(&Machine::here())?;
-        self.files.iter().try_for_each(FileStamp::compare)
+        match depth {
+            Depth::Off => Ok(()),
+            Depth::Quick => self.files.iter().try_for_each(FileStamp::compare),
+            Depth::Full => self
+                .files
+                .iter()
+                .try_for_each(|file| Self::compare_content(&file.path, file.content)),
+        }
+    }
+
+    /// Whether a file has the content that it had, its hash says.
+    pub(super) fn compare_content(path: &Path, content: u64) -> Result<(), Stale> {
+        let found = File::open(path).and_then(hash).map_err(|why| Stale::unreadable(path, why))?;
+        if found == content { Ok(()) } else { Err(Stale::Changed(path.to_owned())) }
     }
 
     fn compare_machine(&self, here: &Machine) -> Result<(), Stale> {
@@ -227,13 +262,7 @@ impl FileStamp {
     /// Whether the file is as it was: the same length and time of change, or else the same content
     /// (a package that was installed again, a copied tree).
     pub fn compare(&self) -> Result<(), Stale> {
-        let unreadable = |why: io::Error| {
-            let path = self.path.clone();
-            match why.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Stale::Gone(path),
-                _ => Stale::Unreadable { path, why },
-            }
-        };
+        let unreadable = |why| Stale::unreadable(&self.path, why);
         let metadata = fs::metadata(&self.path).map_err(unreadable)?;
         if metadata.size() == self.size && modified(&metadata) == self.modified {
             return Ok(());

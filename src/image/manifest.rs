@@ -1,5 +1,8 @@
 //! What an image is, for people and their tools: never read on the way of a run.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 /// What was frozen, when, where and how large it is.
@@ -18,6 +21,9 @@ pub struct Manifest {
     pub recipe: Recipe,
     /// The modules of the libraries in it that have a version, in the order of their names.
     pub modules: Vec<Module>,
+    /// Files of modules that a run compares only when it is asked to, and xxh3 of each.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<PathBuf, u64>,
     /// Where it was made.
     pub host: Host,
     /// Version of the CRIU that dumped it.

@@ -30,7 +30,7 @@ mod trust;
 mod writer;
 
 pub use archive::Archive;
-pub use check::{Check, FileStamp, Stale, Time};
+pub use check::{Check, Depth, FileStamp, Stale, Time};
 pub use error::{Fault, ImageError, Part, WriteFault};
 pub use format::{FORMAT_VERSION, Section, SectionKind};
 pub use machine::{Cpu, Machine};

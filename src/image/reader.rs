@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::archive::Archive;
-use super::check::Check;
+use super::check::{Check, Depth};
 use super::error::{Fault, ImageError, Part};
 use super::format::{Header, PAGE_BYTES, Section, SectionKind};
 use super::manifest::Manifest;
@@ -105,8 +105,15 @@ impl Image {
     }
 
     /// Whether the machine and the files are still those that the image was made from.
-    pub fn compare(&self) -> Result<(), ImageError> {
-        self.check.compare().map_err(|why| ImageError::Stale { path: self.path.clone(), why })
+    pub fn compare(&self, depth: Depth) -> Result<(), ImageError> {
+        let stale = |why| ImageError::Stale { path: self.path.clone(), why };
+        self.check.compare(depth).map_err(stale)?;
+        if depth == Depth::Full {
+            for (path, content) in self.manifest()?.sources {
+                Check::compare_content(&path, content).map_err(stale)?;
+            }
+        }
+        Ok(())
     }
 
     /// What the image is, for people.

@@ -10,7 +10,7 @@ use std::iter;
 use std::path::{Path, PathBuf, absolute};
 
 use crate::cpython::{CommandLine, Settings};
-use crate::image::{Check, Image, ImageError, SectionKind};
+use crate::image::{Check, Depth, Image, ImageError, SectionKind};
 use crate::native::exec::{Children, Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
@@ -30,6 +30,8 @@ pub struct Request {
     pub name: Option<OsString>,
     /// What `python3` would be given.
     pub arguments: Vec<OsString>,
+    /// How much is compared with what the image was made from.
+    pub check: Depth,
     /// Leave by the interpreter's own finalization, as a whole.
     pub full_exit: bool,
     /// Children that are the same interpreter start as ever.
@@ -202,7 +204,7 @@ fn arguments(image: &Image, request: &Request) -> Result<Vec<OsString>, RunError
     if let Some(program) = request.program.clone().filter(|program| *program != interpreter) {
         return Err(RunError::OtherProgram { path: request.image.clone(), program });
     }
-    image.compare()?;
+    image.compare(request.check)?;
     // A python that goes by another name would be another one: it finds its libraries by its name.
     let name = match &request.name {
         Some(name) if goes_by(name, &interpreter) => name.clone(),

@@ -1,8 +1,8 @@
 //! From a dump to an image.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use std::ffi::OsStr;
@@ -22,6 +22,7 @@ use crate::process::{Memory, OnDisk, PageSource, Process, ProcessError, VmaKind}
 
 use super::frozen::Frozen;
 use super::recipe::Recipe;
+use super::sources::Sources;
 use super::{Refusal, SnapshotError};
 use crate::sys::keeper::Isolation;
 use crate::{image, process};
@@ -53,8 +54,12 @@ pub(super) fn assemble(
     let facts = Facts { thaw: frozen.ready.thaw, default_sigint: true, own_descriptors: own };
     let built = build(&memory, &placements, &facts, &xsave, writer.position())?;
     write_memory(&built, &memory, frozen, &mut writer)?;
-    let check = check(recipe, frozen, &process)?;
-    let manifest = manifest(recipe, frozen, &process, &placements, &check);
+    let sources = Sources::of(&frozen.ready.modules);
+    let check = check(recipe, frozen, &process, &sources)?;
+    let manifest = Manifest {
+        sources: contents(&sources.rest)?,
+        ..manifest(recipe, frozen, &process, &placements, &check)
+    };
     let mut pages = page_index(&process, &built);
     pages.extend(keep_vdso(&process, &mut writer)?);
     pages.sort_unstable_by_key(|run| run.address);
@@ -143,7 +148,12 @@ fn keep_vdso(process: &Process, writer: &mut Writer) -> Result<Vec<PageRun>, Sna
 }
 
 /// Everything that has to be as it is now.
-fn check(recipe: &Recipe, frozen: &Frozen, process: &Process) -> Result<Check, SnapshotError> {
+fn check(
+    recipe: &Recipe,
+    frozen: &Frozen,
+    process: &Process,
+    sources: &Sources,
+) -> Result<Check, SnapshotError> {
     let mut paths: Vec<PathBuf> = process
         .vmas
         .iter()
@@ -153,6 +163,8 @@ fn check(recipe: &Recipe, frozen: &Frozen, process: &Process) -> Result<Check, S
         })
         .collect();
     paths.push(process.exe.clone());
+    paths.extend(sources.quick.iter().cloned());
+    paths.extend(recipe.exec.iter().filter_map(|path| absolute(path).ok()));
     paths.sort_unstable();
     paths.dedup();
     let files = paths
@@ -168,6 +180,16 @@ fn check(recipe: &Recipe, frozen: &Frozen, process: &Process) -> Result<Check, S
         machine: Machine::here(),
         files,
     })
+}
+
+/// The files that a run compares only when it is asked to, with the hash of each.
+fn contents(paths: &BTreeSet<PathBuf>) -> Result<BTreeMap<PathBuf, u64>, SnapshotError> {
+    let hash = |path: &PathBuf| {
+        let stamp = FileStamp::of(path).map_err(|cause| unreadable(path, cause))?;
+        Ok((path.clone(), stamp.content))
+    };
+    // JSON is text, and so are the names that the agent reports.
+    paths.iter().filter(|path| path.to_str().is_some()).map(hash).collect()
 }
 
 fn kernel_release() -> String {
@@ -248,6 +270,7 @@ fn manifest(
                 Isolation::UserNamespace => "userns".into(),
             },
         },
+        sources: BTreeMap::new(),
         criu: frozen.criu.version.to_string(),
         threads: process.threads.iter().map(|thread| text(&thread.comm)).collect(),
         memory: figures(process, placements),

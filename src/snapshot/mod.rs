@@ -20,6 +20,7 @@ mod python;
 mod recipe;
 mod refusal;
 mod scratch;
+mod sources;
 mod target;
 
 pub use error::{Refusal, SnapshotError};

@@ -231,6 +231,63 @@ fn image_of_copies(it: &Context) -> (PathBuf, PathBuf, PathBuf) {
 }
 
 #[test]
+fn changed_modules() {
+    for_makers(|it| {
+        let folder = it.work().parent().unwrap().join("project");
+        let package = folder.join("site-packages/package");
+        let information = folder.join("site-packages/package-1.dist-info");
+        for folder in [&package, &information] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        let (module, init, record, warm_up) = (
+            folder.join("own.py"),
+            package.join("__init__.py"),
+            information.join("RECORD"),
+            folder.join("warm_up.py"),
+        );
+        fs::write(&module, "value = 1").unwrap();
+        fs::write(&init, "value = 1").unwrap();
+        fs::write(&record, "package/__init__.py,,\n").unwrap();
+        fs::write(&warm_up, "import own").unwrap();
+        let made = it
+            .snapshot(["--import", "own,package", "-o", "x.img", "--exec"])
+            .args([warm_up.as_os_str(), "--python".as_ref(), it.seat.python.path.as_os_str()])
+            .env("PYTHONPATH", format!("{0}:{0}/site-packages", folder.display()))
+            .run();
+        assert!(made.status.success(), "{made:?}");
+        let image = it.keep("x.img");
+        let run = |check: &str| {
+            it.program(["run", "--check", check])
+                .args([image.as_os_str(), "-c".as_ref(), "import own; print(own.value)".as_ref()])
+                .run()
+        };
+        for check in ["off", "quick", "full"] {
+            assert_eq!(run(check).succeeds().text(), "1\n");
+        }
+        // What a package manager keeps a record of is looked at where everything is.
+        fs::write(&init, "value = 2").unwrap();
+        assert_eq!(run("quick").succeeds().text(), "1\n");
+        run("full").is_refused(&[init.to_str().unwrap(), "changed", "snapshot"]);
+        fs::write(&init, "value = 1").unwrap();
+        run("full").succeeds();
+        for file in [&module, &record, &warm_up] {
+            let before = fs::read(file).unwrap();
+            fs::write(file, "value = 22").unwrap();
+            for check in ["quick", "full"] {
+                run(check).is_refused(&[file.to_str().unwrap(), "changed", "snapshot"]);
+            }
+            fs::remove_file(file).unwrap();
+            run("quick").is_refused(&[file.to_str().unwrap(), "gone"]);
+            assert_eq!(run("off").succeeds().text(), "1\n");
+            fs::write(file, before).unwrap();
+            run("quick").succeeds();
+        }
+        fs::remove_dir_all(folder).unwrap();
+        fs::remove_file(image).unwrap();
+    });
+}
+
+#[test]
 fn changed_interpreters_and_libraries() {
     for_makers(|it| {
         let (image, python, library) = image_of_copies(it);

@@ -17,19 +17,20 @@ if 'BROKEN' in os.environ:
 #[test]
 fn they_are_called_at_their_time() {
     everywhere(|it| {
-        let image =
-            |name: &str, broken: bool| {
-                it.file("hooked.py", HOOKED);
-                let mut made = it
-                    .snapshot(["--import", "hooked", "-o", name, "--python"])
-                    .args([it.seat.python.path.as_os_str()]);
-                if broken {
-                    made = made.env("BROKEN", "1");
-                }
-                let made = made.run();
-                assert!(made.status.success(), "{made:?}");
-                it.keep(name)
-            };
+        let image = |name: &str, broken: bool| {
+            let folder = it.home();
+            std::fs::write(folder.join("hooked.py"), HOOKED).unwrap();
+            let mut made = it
+                .snapshot(["--import", "hooked", "-o", name, "--python"])
+                .args([it.seat.python.path.as_os_str()])
+                .env("PYTHONPATH", folder);
+            if broken {
+                made = made.env("BROKEN", "1");
+            }
+            let made = made.run();
+            assert!(made.status.success(), "{made:?}");
+            it.keep(name)
+        };
         if it.seat.who.maker() != it.seat.who {
             return;
         }

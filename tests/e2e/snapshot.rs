@@ -111,7 +111,9 @@ fn modules_are_imported_in_order_from_where_python_would() {
         let image = it.keep("snap.img");
         let code = "import sys, os\nprint([name in sys.modules for name in ('own', 'second', 'third')])\nimport own, second, third\n\
                     print(own.value, second.first is own.value, third.value)\nprint(own.warm[0], own.warm[2], own.warm[3])\nprint(os.environ.get('GIVEN'), sys.argv)";
-        let outcome = it.code(code).image(&image).thaw().succeeds();
+        // The modules' files go with the working directory.
+        let run = it.code(code).image(&image).options(&["--check", "off"]);
+        let outcome = run.thaw().succeeds();
         assert_eq!(
             outcome.text(),
             "[True, True, True]\n['x=y', '', False] True True\n__main__ ['warm.py'] True\nNone ['-c']\n"
@@ -315,6 +317,7 @@ fn files_open_for_reading_come_back() {
         let code = "import owner; print(owner.file.fileno() > 2, owner.file.read(), len(owner.random_device.read(4)))";
         // The working directory is laid out anew, so the file is another one: its name counts.
         let run = it.code(code).image(&image).file("data.txt", "first\nsecond\nthird\n");
+        let run = run.options(&["--check", "off"]);
         assert_eq!(run.thaw().succeeds().text(), "True second\nthird\n 4\n");
     });
 }
@@ -388,7 +391,8 @@ fn what_the_imports_print_does_not_get_lost() {
         it.file("owner.py", "import sys, os\nprint('printed')\nprint('complained', file=sys.stderr)\nos.write(2, b'raw')\nprint('no newline', end='')");
         snapshot(it, &["--import", "owner"]).run().succeeds();
         let image = it.keep("snap.img");
-        let outcome = it.code("print('script')").image(&image).thaw().succeeds();
+        let run = it.code("print('script')").image(&image).options(&["--check", "off"]);
+        let outcome = run.thaw().succeeds();
         assert_eq!((outcome.text().as_str(), outcome.errors().as_str()), ("script\n", ""));
     });
 }
