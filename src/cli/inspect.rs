@@ -409,6 +409,7 @@ mod tests {
                 ],
                 ..Memory::default()
             },
+            ..Manifest::default()
         }
     }
 
