@@ -176,6 +176,13 @@ impl Subject<'_> {
             let row = format!("{name:<15} {:>8}  {count}", units::bytes(bytes));
             text.line(if index == 0 { "memory" } else { "" }, &row);
         }
+        for (copied, heading) in [(false, "mapped"), (true, "copied")] {
+            let kinds = self.manifest.memory.kinds.iter().filter(|kind| kind.copied == copied);
+            for (index, kind) in kinds.enumerate() {
+                let row = format!("{:>8}  {}", units::bytes(kind.bytes), kind.what);
+                text.line(if index == 0 { heading } else { "" }, &row);
+            }
+        }
     }
 
     fn map_in_words(&self, text: &mut Words) {
@@ -369,7 +376,8 @@ fn rights(mapping: &Mapping) -> String {
 mod tests {
     use super::*;
     use crate::image::{
-        Archive, Check, Contents, Host, Machine, Module, Python, Recipe, Stale, Writer,
+        Archive, Check, Contents, Host, Machine, Memory, MemoryKind, Module, Python, Recipe, Stale,
+        Writer,
     };
     use crate::native::view::tests::sample;
 
@@ -394,6 +402,13 @@ mod tests {
             host: Host { kernel: "6.1.0".into(), ..Host::default() },
             criu: "4.1.1".into(),
             threads: vec!["python3".into()],
+            memory: Memory {
+                kinds: vec![
+                    MemoryKind { what: "malloc's heap".into(), copied: false, bytes: 8192 },
+                    MemoryKind { what: "stacks".into(), copied: true, bytes: 4096 },
+                ],
+                ..Memory::default()
+            },
             ..Manifest::default()
         }
     }
@@ -444,6 +459,7 @@ mod tests {
                 "checksums  right, all of them\n",
                 "memory     from the image    8.2 kB  1 mapping\n",
                 "           from files         16 kB  2 mappings of 1 file\n",
+                "\nmapped       8.2 kB  malloc's heap\ncopied       4.1 kB  stacks\n",
                 "\n000000400000-000000403000 r-xp    12 kB  /usr/lib/libc.so.6 +0x0\n",
                 "\n000000500000-000000502000 rw-p   8.2 kB  (image) +0x5000\n",
                 "\n000000502000-000000503000 rw-p   4.1 kB  (anonymous)\n",

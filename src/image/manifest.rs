@@ -114,4 +114,18 @@ pub struct Memory {
     pub zero: u64,
     /// Mapped from the machine's own files (libraries).
     pub files: u64,
+    /// Why some of it is mapped and some of it copied, the largest first.
+    pub kinds: Vec<MemoryKind>,
+}
+
+/// Memory of one owner.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryKind {
+    /// What it is, in words.
+    pub what: String,
+    /// Copied at each run; else it is mapped from the image.
+    pub copied: bool,
+    /// Bytes.
+    pub bytes: u64,
 }

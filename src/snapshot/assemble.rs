@@ -11,13 +11,13 @@ use nix::sys::utsname::uname;
 
 use crate::agent::Ready;
 use crate::image::{
-    Archive, Check, Contents, FileStamp, Host, Machine, Manifest, Memory as MemoryFigures, Module,
-    PageRun, Python, Writer,
+    Archive, Check, Contents, FileStamp, Host, Machine, Manifest, Memory as MemoryFigures,
+    MemoryKind, Module, PageRun, Python, Writer,
 };
 use crate::native::builder::{Built, Facts, build};
 use crate::native::layout::Piece;
 use crate::native::xsave::XsaveLayout;
-use crate::process::placement::{How, Placement, placement};
+use crate::process::placement::{How, Placement, Why, placement};
 use crate::process::smaps::Smaps;
 use crate::process::{Memory, OnDisk, PageSource, Process, ProcessError, VmaKind};
 
@@ -311,7 +311,30 @@ fn figures(process: &Process, placements: &[Placement]) -> MemoryFigures {
         .filter(|vma| matches!(vma.kind, VmaKind::File { .. }))
         .map(|vma| vma.range.end - vma.range.start)
         .sum();
-    MemoryFigures { mapped: sum(How::Map), copied: sum(How::Copy), zero: sum(How::Zero), files }
+    MemoryFigures {
+        mapped: sum(How::Map),
+        copied: sum(How::Copy),
+        zero: sum(How::Zero),
+        files,
+        kinds: kinds(placements),
+    }
+}
+
+fn kinds(placements: &[Placement]) -> Vec<MemoryKind> {
+    let mut sums: BTreeMap<(How, Why), u64> = BTreeMap::new();
+    for one in placements.iter().filter(|one| matches!(one.how, How::Map | How::Copy)) {
+        *sums.entry((one.how, one.why)).or_default() += one.range.end - one.range.start;
+    }
+    let mut kinds: Vec<MemoryKind> = sums
+        .into_iter()
+        .map(|((how, why), bytes)| MemoryKind {
+            what: why.to_string(),
+            copied: how == How::Copy,
+            bytes,
+        })
+        .collect();
+    kinds.sort_by_key(|kind| (kind.copied, std::cmp::Reverse(kind.bytes)));
+    kinds
 }
 
 /// `PRETTY_NAME` of os-release(5).

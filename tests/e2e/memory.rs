@@ -1,6 +1,9 @@
 //! Memory that came from an image behaves as memory that did not.
 
-use crate::support::{Context, Recipe, for_everyone, once};
+use std::env;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::support::{Context, Recipe, for_everyone, for_makers, once, shared};
 
 fn blocks(it: &Context, code: &str, expected: &str) {
     check(
@@ -221,5 +224,63 @@ import sys; sys.setrecursionlimit(30000); print(deep(9000))
 print(len(b'x' * (1 << 28)), sum(bytearray(1 << 26)))
 ";
         it.python(["script.py"]).file("script.py", code).is_as_stock().succeeds();
+    });
+}
+
+/// The same random operations on memory that was frozen and on memory that was not: each finds the
+/// same bytes. `PRELOADED_CRIU_TEST_SEED` repeats a sequence that failed (it is the first argument
+/// of the command that the failure shows), `PRELOADED_CRIU_TEST_LONG` does more of them.
+#[test]
+fn random_operations_find_the_same_bytes() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let seed = env::var("PRELOADED_CRIU_TEST_SEED").map_or(now, |seed| seed.parse().unwrap());
+    let long = env::var_os("PRELOADED_CRIU_TEST_LONG").is_some();
+    let (rounds, operations) = if long { (20, "400") } else { (1, "200") };
+    let code =
+        "import sys\nfrom churn import memory\nmemory.run(int(sys.argv[1]), int(sys.argv[2]))";
+    for_makers(|it| {
+        for round in 0..rounds {
+            let seed = (seed + round).to_string();
+            eprintln!("seed {seed}");
+            let python = it.python(["-c", code, &seed, operations]).from(Recipe::Churn);
+            python.env("PYTHONPATH", shared().modules()).is_as_stock().succeeds();
+        }
+    });
+}
+
+/// Allocators that take malloc's place by `LD_PRELOAD`: all that they own is copied.
+#[test]
+#[ignore = "needs PRELOADED_CRIU_TEST_ALLOCATORS: shared objects (jemalloc, tcmalloc, mimalloc), with colons between"]
+fn other_allocators_are_frozen_too() {
+    let allocators = env::var("PRELOADED_CRIU_TEST_ALLOCATORS").unwrap();
+    for_makers(|it| {
+        for allocator in allocators.split(':') {
+            it.snapshot(["--import", "churn", "--output", "other.img", "--python"])
+                .args([&it.seat.python.path])
+                .args(["--env", "PYTHONMALLOC=malloc", "--env", &format!("LD_PRELOAD={allocator}")])
+                .env("PYTHONPATH", shared().modules())
+                .run()
+                .succeeds();
+            let image = it.keep("other.img");
+            let code = "import sys\nfrom churn import memory\nmemory.run(int(sys.argv[1]), int(sys.argv[2]))";
+            let python = it.python(["-c", code, "1", "200"]).image(&image);
+            python.env("PYTHONPATH", shared().modules()).is_as_stock().succeeds();
+        }
+    });
+}
+
+#[test]
+fn an_image_says_what_of_its_memory_is_mapped_and_why() {
+    once(|it| {
+        let image = it.image(Recipe::Blocks);
+        let told = it.program(["inspect".as_ref(), image.as_os_str()]).run().succeeds().text();
+        for kind in
+            ["malloc's large blocks", "malloc's arenas of threads", "Python's small objects"]
+        {
+            let line = told.lines().find(|line| line.ends_with(kind));
+            assert!(line.is_some(), "{kind} is not told in\n{told}");
+        }
+        let (_, copied) = told.split_once("\ncopied ").expect("something is copied");
+        assert!(copied.contains("of an unknown owner"), "{told}");
     });
 }

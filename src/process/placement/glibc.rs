@@ -3,11 +3,16 @@
 //!
 //! None of them minds being a private file mapping. Heaps grow and shrink by sbrk(2), mprotect(2) and
 //! munmap(2); `malloc_trim` and the shrinking of an arena use `MADV_DONTNEED`, but only on free
-//! memory, and calloc(3) trusts nothing of it to be zero. Large blocks are grown by mremap(2), which
+//! memory, and calloc(3) trusts nothing of it to be zero: it leaves out the clearing only of what it
+//! has just mapped, and of the part of the top chunk past the highest end that the heap has ever had
+//! (`max_system_mem`, `mprotect_size`). Those marks stay where they are after `MADV_DONTNEED`
+//! (`shrink_heap`, `mtrim`); where a heap shrinks by a new mapping or by sbrk(2), the kernel makes
+//! new anonymous memory when it grows again. Nothing past a mark was ever dumped. Large blocks are grown by mremap(2), which
 //! [`Why::BlockHeader`] sees to.
 //!
-//! Facts: malloc/malloc.c (`malloc_chunk`, `malloc_par`, `sysmalloc`, `mremap_chunk`) and
-//! malloc/arena.c (`heap_info`, `new_heap`) of glibc 2.26 to 2.41.
+//! Facts: malloc/malloc.c (`malloc_chunk`, `malloc_par`, `sysmalloc`, `mremap_chunk`,
+//! `__libc_calloc`, `mtrim`) and
+//! malloc/arena.c (`heap_info`, `new_heap`, `shrink_heap`) of glibc 2.26 to 2.41.
 
 use std::ops::Range;
 

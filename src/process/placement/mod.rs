@@ -14,6 +14,7 @@ mod pymalloc;
 mod tests;
 mod window;
 
+use std::fmt;
 use std::ops::Range;
 
 use super::pages::PAGE;
@@ -34,7 +35,7 @@ pub struct Placement {
 }
 
 /// Where the content of a range comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum How {
     /// The file that is mapped there, unchanged.
     File,
@@ -84,6 +85,29 @@ pub enum Why {
     Locked,
     /// Memory whose owner is not known.
     Unproven,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unchanged => "files as they are",
+            Self::Untouched => "never written",
+            Self::LibraryData => "data of libraries",
+            Self::Bss => "zero-initialised data of libraries",
+            Self::BrkHeap => "malloc's heap",
+            Self::MallocArena => "malloc's arenas of threads",
+            Self::MallocBlock => "malloc's large blocks",
+            Self::BlockHeader => "first pages of malloc's large blocks, which must be able to grow",
+            Self::PymallocArena => "Python's small objects",
+            Self::Resident => "code that stays in the process",
+            Self::Stack => "stacks",
+            Self::DeadStack => "unused stack",
+            Self::ChangedFile => "changed pages of files",
+            Self::Volatile => "memory that its owner wants to be forgotten",
+            Self::Locked => "locked memory",
+            Self::Unproven => "memory of an unknown owner, who may rely on its being anonymous",
+        })
+    }
 }
 
 impl Why {

@@ -21,6 +21,8 @@ pub(crate) enum Recipe {
     Lively,
     /// Memory of all kinds and sizes.
     Blocks,
+    /// Memory of every allocator, and what can be done to it.
+    Churn,
     /// Everything that draws random numbers, already drawn from.
     Dice,
     /// Another rounding mode than a new process has.
@@ -39,6 +41,7 @@ impl Recipe {
             Self::Plain => &["json", "threading", "subprocess", "ctypes"],
             Self::Lively => &["lively"],
             Self::Blocks => &["blocks"],
+            Self::Churn => &["churn"],
             Self::Dice => &["dice"],
             Self::Rounding => &["rounding"],
             Self::Volatile => &["volatile"],

@@ -83,8 +83,9 @@ impl Shared {
     }
 }
 
-const MODULES: [(&str, &str); 7] = [
+const MODULES: [(&str, &str); 8] = [
     ("blocks.py", include_str!("../modules/blocks.py")),
+    ("churn.py", include_str!("../modules/churn.py")),
     ("dice.py", include_str!("../modules/dice.py")),
     ("lively.py", include_str!("../modules/lively.py")),
     ("numeric.py", include_str!("../modules/numeric.py")),
