@@ -253,32 +253,3 @@ fn where_neither_engine_can_both_reasons_are_told() {
         outcome.is_refused(&["native: ", "criu: "]);
     });
 }
-
-#[test]
-fn a_criu_that_is_killed_leaves_nothing() {
-    as_root(|it| {
-        let found = it.program(["doctor", "snapshot", "--json"]).run().text();
-        let real = found.split('"').find_map(|part| {
-            let mut words = part.split_whitespace().map(|word| word.trim_matches(['(', ')']));
-            let path = words.find(|word| word.ends_with("/criu"));
-            path.filter(|path| path.starts_with('/')).map(str::to_owned)
-        });
-        let real = real.expect("the doctor names the CRIU that is used");
-        for moment in ["0.01", "0.02", "0.03", "0.05"] {
-            // The first time it is asked for its version.
-            let script = format!(
-                "#!/bin/bash\nif mkdir first 2>/dev/null; then exec {real} \"$@\"; fi\n\
-                 (exec 200>&- 201>&- 202>&- 203>&-; sleep {moment}; kill -9 $$) &\nexec {real} \"$@\"\n"
-            );
-            let criu = it.file("criu", script);
-            fs::set_permissions(&criu, fs::Permissions::from_mode(0o755)).unwrap();
-            let image = it.image(Recipe::Plain);
-            let run = it.program(["run", "--engine", "criu"]).args([image]).args(["-c", "pass"]);
-            let outcome = run.env("PRELOADED_CRIU_CRIU", &criu).run();
-            if outcome.status.code() != Some(0) {
-                outcome.is_refused(&["CRIU ended before its work was done"]);
-            }
-            fs::remove_dir(it.work().join("first")).unwrap();
-        }
-    });
-}

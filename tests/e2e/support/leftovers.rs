@@ -100,7 +100,14 @@ fn files() -> BTreeSet<PathBuf> {
     let mut files: BTreeSet<PathBuf> = entries(Path::new("/run")).into_iter().collect();
     files.retain(of_ours);
     files.extend(entries(Path::new("/dev/shm")));
+    // What CRIU knows about the kernel is kept there for each user, until the machine starts anew.
+    files.retain(|path| !is_cache(path));
     files
+}
+
+fn is_cache(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_prefix("preloaded-criu-").is_some_and(|user| user.parse::<u32>().is_ok())
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {
