@@ -3,7 +3,7 @@
 use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ use crate::sys::caller::{
 use crate::sys::inherited::environment;
 use crate::sys::keeper::{Isolation, Keeper, KeeperError};
 use crate::sys::numbers::Numbers;
-use crate::sys::spawn::end_child;
+use crate::sys::spawn::Orphans;
 use crate::sys::supervise::{Held, end_alike, supervise};
 use crate::sys::witness::Witness;
 
@@ -32,6 +32,10 @@ use crate::sys::witness::Witness;
 const FROZEN_ORDERS: u32 = 202;
 /// How often other numbers are tried where somebody else has taken ours.
 const ATTEMPTS: usize = 5;
+/// What CRIU says of a number that it cannot have, for a process (criu/cr-restore.c, `fork_with_pid`)
+/// and for a thread (criu/pie/restorer.c, `__export_restore_task`; its own number format).
+const TAKEN: [&str; 4] =
+    ["File exists", "do not match expected", "Unable to create a thread: -17", "Unable to clone"];
 /// Where private directories on a tmpfs can be.
 const PLACES: [&str; 2] = ["/run", "/dev/shm"];
 
@@ -67,6 +71,9 @@ pub enum ThroughCriuError {
 impl Explain for ThroughCriuError {
     fn hint(&self) -> String {
         match self {
+            Self::System { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                "mount /proc: the state of this process is read there".into()
+            }
             Self::System { .. } => {
                 "look at the limits on processes (ulimit -u), descriptors and memory".into()
             }
@@ -111,7 +118,7 @@ pub(super) fn run(launch: &Launch<'_>) -> Result<i32, ThroughCriuError> {
     let archive = launch.image.criu_files()?;
     let mut attempt = 1;
     let (script, orders) = loop {
-        match restore(launch, &criu, &archive, &caller, &inherited) {
+        match restore(launch, &criu, &archive, &caller, &inherited, &witness) {
             // Somebody has taken a number in the moment between.
             Err(error) if attempt < ATTEMPTS && is_race(&error) => attempt += 1,
             other => break other?,
@@ -127,7 +134,7 @@ pub(super) fn run(launch: &Launch<'_>) -> Result<i32, ThroughCriuError> {
 
 fn is_race(error: &ThroughCriuError) -> bool {
     let ThroughCriuError::Criu(CriuError::NotRestored(reason)) = error else { return false };
-    ["File exists", "Can't fork for", "Pid "].iter().any(|part| reason.text.contains(part))
+    TAKEN.iter().any(|part| reason.text.contains(part))
 }
 
 /// One attempt.
@@ -137,6 +144,7 @@ fn restore(
     archive: &Archive,
     caller: &Caller,
     inherited: &[i32],
+    witness: &Witness,
 ) -> Result<(Pid, Orders), ThroughCriuError> {
     let view = launch.view;
     let directory = place().map_err(system("make a private directory in /dev/shm"))?;
@@ -187,25 +195,29 @@ fn restore(
     let image = launch.image.file().try_clone().map_err(system("open the image again"))?;
     let runtime = criu::runtime_directory(criu.version, Isolation::Host);
     let files: [OwnedFd; 3] = [folder.into(), theirs, image.into()];
+    let orphans = Orphans::adopt().map_err(system("watch over CRIU's processes"))?;
     let (worker, running) = Worker::restorer(&criu.path, runtime.as_deref(), files)
         .map_err(|source| CriuError::Execute { path: criu.path.clone(), source })?;
+    let ended = running.watch();
     let answer = match worker.send(&plan.request()) {
-        Ok(()) => worker.receive_noting(|step| {
+        Ok(()) => worker.receive_noting(ended.as_ref().map(AsFd::as_fd), |step| {
             if step == "pre-restore" {
                 numbers.take();
             }
         }),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(None),
         Err(error) => Err(error),
-    }
-    .map_err(CriuError::Connection)?;
+    };
     drop(worker);
     let status = running.wait().ok();
-    let restored = criu::restore::judge(answer, status, &directory);
+    let restored = answer
+        .map_err(CriuError::Connection)
+        .and_then(|answer| criu::restore::judge(answer, status, &directory));
     drop(keeper);
-    if let (Err(_), Some(first)) = (&restored, plan.numbers.first()) {
-        // Half a process, where CRIU has ended in the middle.
-        end_child(Pid::from_raw(first.cast_signed()));
+    if restored.is_err() {
+        numbers.take();
+        // What CRIU was at when it ended: half a process, a probe of the kernel.
+        orphans.end_all_but(&[witness.process()]);
     }
     Ok((Pid::from_raw(restored?), orders))
 }

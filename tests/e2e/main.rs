@@ -8,6 +8,7 @@
 mod children;
 mod cli;
 mod endurance;
+mod engine_faults;
 mod engines;
 mod environment;
 mod faults;
