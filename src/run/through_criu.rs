@@ -118,7 +118,7 @@ pub(super) fn run(launch: &Launch<'_>) -> Result<i32, ThroughCriuError> {
     let archive = launch.image.criu_files()?;
     let mut attempt = 1;
     let (script, orders) = loop {
-        match restore(launch, &criu, &archive, &caller, &inherited, &witness) {
+        match restore(launch, &criu, &archive, &caller, &inherited) {
             // Somebody has taken a number in the moment between.
             Err(error) if attempt < ATTEMPTS && is_race(&error) => attempt += 1,
             other => break other?,
@@ -144,7 +144,6 @@ fn restore(
     archive: &Archive,
     caller: &Caller,
     inherited: &[i32],
-    witness: &Witness,
 ) -> Result<(Pid, Orders), ThroughCriuError> {
     let view = launch.view;
     let directory = place().map_err(system("make a private directory in /dev/shm"))?;
@@ -195,7 +194,7 @@ fn restore(
     let image = launch.image.file().try_clone().map_err(system("open the image again"))?;
     let runtime = criu::runtime_directory(criu.version, Isolation::Host);
     let files: [OwnedFd; 3] = [folder.into(), theirs, image.into()];
-    let orphans = Orphans::adopt().map_err(system("watch over CRIU's processes"))?;
+    let orphans = Orphans::adopt(&plan.numbers).map_err(system("watch over CRIU's processes"))?;
     let (worker, running) = Worker::restorer(&criu.path, runtime.as_deref(), files)
         .map_err(|source| CriuError::Execute { path: criu.path.clone(), source })?;
     let ended = running.watch();
@@ -217,7 +216,7 @@ fn restore(
     if restored.is_err() {
         numbers.take();
         // What CRIU was at when it ended: half a process, a probe of the kernel.
-        orphans.end_all_but(&[witness.process()]);
+        orphans.end();
     }
     Ok((Pid::from_raw(restored?), orders))
 }
