@@ -34,7 +34,7 @@ pub use check::{Check, Depth, FileStamp, Stale, Time};
 pub use error::{Fault, ImageError, Part, WriteFault};
 pub use format::{FORMAT_VERSION, Section, SectionKind};
 pub use machine::{Cpu, Machine};
-pub use manifest::{Host, Manifest, Memory, MemoryKind, Module, Python, Recipe};
+pub use manifest::{Again, Host, Manifest, Memory, MemoryKind, Module, Python, Recipe};
 pub use pages::PageRun;
 pub use reader::Image;
 pub use writer::{Contents, MEMORY_OFFSET, Writer};

@@ -14,6 +14,7 @@ use crate::image::{Check, Depth, Image, ImageError, SectionKind};
 use crate::native::exec::{Children, Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
+use crate::sys::capabilities::starts_securely;
 use crate::sys::inherited::{address_space_limit, environment, is_inherited};
 use crate::sys::lookup::{goes_by, is_executable, usual_python};
 
@@ -211,7 +212,8 @@ fn arguments(image: &Image, request: &Request) -> Result<Vec<OsString>, RunError
         Some(name) => return Err(RunError::OtherName { name: name.clone() }),
         None => own_name(argv0, &interpreter),
     };
-    if !stands_for(image.check(), &request.arguments) {
+    // Where the loader would not load the restorer, there is no way to the image.
+    if starts_securely(&interpreter) || !stands_for(image.check(), &request.arguments) {
         match start(interpreter, name, &request.arguments)? {}
     }
     Ok(iter::once(name).chain(request.arguments.iter().cloned()).collect())
