@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// All targets by their names.
-pub const TARGETS: [(&str, fn(&[u8])); 6] = [
+pub(crate) const TARGETS: [(&str, fn(&[u8])); 6] = [
     ("check", check),
     ("container", container),
     ("manifest", manifest),
@@ -41,7 +41,7 @@ const ADDRESSES: u64 = 1 << 47;
 /// A private directory in memory.
 fn folder() -> TempDir {
     let base = Path::new("/dev/shm");
-    let folder = tempfile::Builder::new().prefix("preloaded-criu-fuzz-").tempdir_in(base).unwrap();
+    let folder = tempfile::Builder::new().prefix("parsed-").tempdir_in(base).unwrap();
     fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
     folder
 }
@@ -55,7 +55,7 @@ fn in_folder<T>(work: impl FnOnce(&Path) -> T) -> T {
 }
 
 /// The container: the file as a whole. Checksums are made right first, or nothing would get past them.
-pub fn container(bytes: &[u8]) {
+pub(crate) fn container(bytes: &[u8]) {
     let mut bytes = bytes.to_vec();
     seal(&mut bytes);
     in_folder(|folder| {
@@ -117,7 +117,7 @@ fn names_stay_in_their_directory(archive: &Archive) {
 }
 
 /// The restore plan, for an image whose memory has room for what the usual offsets name.
-pub fn plan(bytes: &[u8]) {
+pub(crate) fn plan(bytes: &[u8]) {
     let memory = PAGE as u64..1 << 30;
     if let Ok(view) = PlanView::new(bytes, memory.end, memory.clone()) {
         is_sound(&view, &memory);
@@ -154,7 +154,7 @@ fn is_sound(view: &PlanView<'_>, memory: &Range<u64>) {
     let covers = |address: u64| mapped.iter().any(|range| range.contains(&address));
     assert!(covers(view.header().thaw));
     for thread in view.threads() {
-        assert!(covers(thread.clear_tid));
+        assert!(thread.clear_tid == 0 || covers(thread.clear_tid));
     }
     for signal in view.signals() {
         assert!((1..=64).contains(&signal.number) && signal.number != 9 && signal.number != 19);
@@ -165,7 +165,7 @@ fn is_sound(view: &PlanView<'_>, memory: &Range<u64>) {
 }
 
 /// CRIU's files, as an archive has them: read into a process, and made a plan of.
-pub fn process(bytes: &[u8]) {
+pub(crate) fn process(bytes: &[u8]) {
     let Some(archive) = Archive::decode(bytes.to_vec()) else { return };
     names_stay_in_their_directory(&archive);
     let folder = folder();
@@ -196,7 +196,7 @@ pub fn process(bytes: &[u8]) {
 }
 
 /// The manifest.
-pub fn manifest(bytes: &[u8]) {
+pub(crate) fn manifest(bytes: &[u8]) {
     if let Ok(manifest) = serde_json::from_slice::<Manifest>(bytes) {
         let text = serde_json::to_vec(&manifest).unwrap();
         assert_eq!(serde_json::from_slice::<Manifest>(&text).unwrap(), manifest);
@@ -204,7 +204,7 @@ pub fn manifest(bytes: &[u8]) {
 }
 
 /// What an image depends on.
-pub fn check(bytes: &[u8]) {
+pub(crate) fn check(bytes: &[u8]) {
     if let Some(check) = Check::decode(bytes) {
         assert_eq!(check.encode(), bytes);
         assert!(check.interpreter.is_absolute());
@@ -213,7 +213,7 @@ pub fn check(bytes: &[u8]) {
 }
 
 /// What is said between launcher, restorer and agent.
-pub fn orders(bytes: &[u8]) {
+pub(crate) fn orders(bytes: &[u8]) {
     let text = bytes.get(..HANDOVER_TEXT).unwrap_or(bytes);
     if let Some(handover) = Handover::from_text(text) {
         assert_eq!(handover.to_text(), text);
@@ -228,7 +228,7 @@ pub fn orders(bytes: &[u8]) {
 }
 
 /// Makes seeds of an image: what each target would read of it.
-pub fn seeds(image: &Path, folder: &Path) {
+pub(crate) fn seeds(image: &Path, folder: &Path) {
     let opened = Image::open(image).unwrap();
     let section = |kind| {
         let range = opened.section(kind).range();
