@@ -127,7 +127,9 @@ impl Subject<'_> {
                 Some(why) => format!("no: {why}"),
             },
         );
+        text.line("only by", &self.only_by());
         text.line("threads", &counted(&self.manifest.threads));
+        text.line("processes", &counted(&self.manifest.processes));
         text.line("signals", &self.signals().join(", "));
         text.line("opens", &self.descriptors().join(", "));
         text.line("size", &self.size());
@@ -139,6 +141,16 @@ impl Subject<'_> {
             self.map_in_words(&mut text);
         }
         text.0
+    }
+
+    /// Who alone can restore it, and why.
+    fn only_by(&self) -> String {
+        let reasons = &self.image.check().only_criu;
+        if reasons.is_empty() {
+            String::new()
+        } else {
+            format!("--engine criu: {}", reasons.join("; "))
+        }
     }
 
     fn size(&self) -> String {

@@ -67,6 +67,7 @@ fn words(snapshot: args::Snapshot, python: &Path) -> Result<Vec<OsString>, Failu
         output: _,
         force: _,
         isolation,
+        engine: _,
         criu,
         json: _,
         options,

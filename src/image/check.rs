@@ -5,6 +5,7 @@
 //! ```text
 //!   interpreter, argv0, libc, kernel release     strings
 //!   settings: their number u32, name and value of each; what the locale is made from, the encoding: strings
+//!   why only CRIU can restore it: their number u32, strings
 //!   vDSO hash u64
 //!   register states u64, their bytes u32, number of feature words u32, feature words u32 each
 //!   files, to the end: path, size u64, modified {seconds i64, nanoseconds u32}, content hash u64
@@ -37,6 +38,8 @@ pub struct Check {
     pub kernel: String,
     /// What the interpreter was started with.
     pub settings: Settings,
+    /// Why only CRIU can restore it, each as a sentence; nothing where either engine can.
+    pub only_criu: Vec<String>,
     /// Kernel and processor.
     pub machine: Machine,
     /// Files whose content the image refers to: the interpreter and all that is mapped.
@@ -164,6 +167,10 @@ impl Check {
         put_bytes(&mut out, self.libc.as_bytes());
         put_bytes(&mut out, self.kernel.as_bytes());
         put_settings(&mut out, &self.settings);
+        out.extend((self.only_criu.len() as u32).to_le_bytes());
+        for reason in &self.only_criu {
+            put_bytes(&mut out, reason.as_bytes());
+        }
         let Machine { vdso, cpu } = &self.machine;
         out.extend(vdso.to_le_bytes());
         out.extend(cpu.states.to_le_bytes());
@@ -191,6 +198,10 @@ impl Check {
         let libc = text(&mut cursor)?;
         let kernel = text(&mut cursor)?;
         let settings = settings(&mut cursor)?;
+        let mut only_criu = Vec::new();
+        for _ in 0..cursor.u32()? {
+            only_criu.push(text(&mut cursor)?);
+        }
         let vdso = cursor.u64()?;
         let mut cpu = Cpu { states: cursor.u64()?, state_bytes: cursor.u32()?, ..Cpu::default() };
         (cursor.u32()? as usize == WORDS).then_some(())?;
@@ -207,7 +218,7 @@ impl Check {
             });
         }
         let machine = Machine { vdso, cpu };
-        Some(Self { interpreter, argv0, libc, kernel, settings, machine, files })
+        Some(Self { interpreter, argv0, libc, kernel, settings, only_criu, machine, files })
     }
 }
 
@@ -313,6 +324,7 @@ mod tests {
                 locale: b"--\n\nC".to_vec(),
                 encoding: Some("1 UTF-8".into()),
             },
+            only_criu: vec!["a pipe".into()],
             machine: Machine::here(),
             files: vec![
                 FileStamp {

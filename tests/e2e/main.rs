@@ -7,6 +7,7 @@
 
 mod children;
 mod cli;
+mod criu_images;
 mod endurance;
 mod engine_faults;
 mod engines;
