@@ -128,6 +128,9 @@ impl Subject<'_> {
             },
         );
         text.line("only by", &self.only_by());
+        let read = self.image.check().variables.names().count();
+        let read = units::count(read, "variable", "variables");
+        text.line("has read", &format!("{read} of the environment (--json names them)"));
         text.line("threads", &counted(&self.manifest.threads));
         text.line("processes", &counted(&self.manifest.processes));
         text.line("signals", &self.signals().join(", "));
@@ -289,6 +292,7 @@ impl Subject<'_> {
                 "vdso": format!("{:016x}", check.machine.vdso),
                 "cpu_features": check.machine.cpu.features(),
                 "files": files.collect::<Vec<_>>(),
+                "variables": check.variables.names().map(String::from_utf8_lossy).collect::<Vec<_>>(),
             },
             "memory": self.memory_as_json(),
             "signals": self.signals(),

@@ -186,6 +186,12 @@ impl Explain for ImageError {
     fn hint(&self) -> String {
         match self {
             Self::Unusable { why, .. } => why.hint(),
+            Self::Stale { why: Stale::Variable(name), .. } => {
+                let name = String::from_utf8_lossy(name);
+                format!(
+                    "give {name} the value that it had, or make an image with this one; `--fallback` starts without an image"
+                )
+            }
             Self::Stale { .. } => "make the image again with `preloaded-criu snapshot`".into(),
             Self::Unwritten { why, .. } => why.hint().into(),
         }

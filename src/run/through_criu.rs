@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::Pid;
 use restore_plan::{PROTECT, SOURCE_FILE, SOURCE_IMAGE};
 
@@ -37,7 +38,7 @@ const ATTEMPTS: usize = 5;
 /// and for a thread (criu/pie/restorer.c, `__export_restore_task`; its own number format).
 const TAKEN: [&str; 4] =
     ["File exists", "do not match expected", "Unable to create a thread: -17", "Unable to clone"];
-/// Where private directories on a tmpfs can be.
+/// Where private directories in memory can be.
 const PLACES: [&str; 2] = ["/run", "/dev/shm"];
 
 /// Why an image was not restored by CRIU.
@@ -82,10 +83,13 @@ impl Explain for ThroughCriuError {
                 "mount /proc: the state of this process is read there".into()
             }
             Self::System { .. } => {
-                "look at the limits on processes (ulimit -u), descriptors and memory".into()
+                "look at the limits on processes (ulimit -u; of a container: --pids-limit), \
+                 descriptors and memory"
+                    .into()
             }
-            Self::NotAllowed => "run it as root or with CAP_CHECKPOINT_RESTORE, or leave \
-                                 --engine criu out: the native engine needs neither"
+            Self::NotAllowed => "run it as root or with CAP_CHECKPOINT_RESTORE (in a container: \
+                                 --cap-add CHECKPOINT_RESTORE), or leave --engine criu out: the \
+                                 native engine needs neither"
                 .into(),
             Self::Descriptor { number } => format!("close it: `{number}<&-` in a shell"),
             Self::Files(_) => {
@@ -126,7 +130,7 @@ pub(super) fn run(launch: &Launch<'_>) -> Result<i32, ThroughCriuError> {
     let archive = launch.image.criu_files()?;
     let mut attempt = 1;
     let (script, orders) = loop {
-        match restore(launch, &criu, &archive, &caller, &inherited, &witness) {
+        match restore(launch, &criu, &archive, &caller, &inherited) {
             // Somebody has taken a number in the moment between.
             Err(error) if attempt < ATTEMPTS && is_race(&error) => attempt += 1,
             other => break other?,
@@ -152,7 +156,6 @@ fn restore(
     archive: &Archive,
     caller: &Caller,
     inherited: &[i32],
-    witness: &Witness,
 ) -> Result<(Pid, Orders), ThroughCriuError> {
     let view = launch.view;
     let directory = place().map_err(system("make a private directory in /dev/shm"))?;
@@ -210,7 +213,7 @@ fn restore(
     let image = launch.image.file().try_clone().map_err(system("open the image again"))?;
     let runtime = criu::runtime_directory(criu.version, Isolation::Host);
     let files: [OwnedFd; 3] = [folder.into(), theirs, image.into()];
-    let orphans = Orphans::adopt().map_err(system("watch over CRIU's processes"))?;
+    let orphans = Orphans::adopt(&plan.numbers).map_err(system("watch over CRIU's processes"))?;
     let (worker, running) = Worker::restorer(&criu.path, runtime.as_deref(), files)
         .map_err(|source| CriuError::Execute { path: criu.path.clone(), source })?;
     let ended = running.watch();
@@ -232,7 +235,7 @@ fn restore(
     if restored.is_err() {
         held.take();
         // What CRIU was at when it ended: half a process, a probe of the kernel.
-        orphans.end_all_but(&[witness.process()]);
+        orphans.end();
     }
     Ok((Pid::from_raw(restored?), orders))
 }
@@ -241,9 +244,12 @@ fn restore(
 fn place() -> io::Result<PathBuf> {
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let places = own.into_iter().filter(|path| path.is_absolute());
+    let in_memory =
+        |place: &PathBuf| statfs(place).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC);
     let mut last = io::Error::from(Errno::ENOENT);
     let fallback = std::env::temp_dir();
-    for place in places.chain(PLACES.map(PathBuf::from)).chain([fallback]) {
+    let places = places.chain(PLACES.map(PathBuf::from)).filter(in_memory);
+    for place in places.chain([fallback]) {
         match tempfile::Builder::new().prefix("preloaded-criu-").tempdir_in(&place) {
             Ok(directory) => return Ok(directory.keep()),
             Err(error) => last = error,

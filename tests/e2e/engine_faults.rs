@@ -239,3 +239,18 @@ fn what_is_hidden_in_proc_is_not_missed() {
         root.through(hidden("mount -t tmpfs none /proc")).run().is_refused(&["/proc"]);
     });
 }
+
+#[test]
+fn children_that_the_launcher_was_left_with_live() {
+    as_root(|it| {
+        let criu = Interposed::injecting(it, "clone3", "error=EPERM:when=1");
+        let run = criu.run(it, &it.image(Recipe::Plain), "print('ran')");
+        let before = "sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >child; exec \"$@\"";
+        run.shell(before).run().is_refused(&["CRIU could not restore the process"]);
+        let child = fs::read_to_string(it.work().join("child")).unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap();
+        assert!(stat.contains("(sleep) S"), "{stat}");
+        let ended = std::process::Command::new("/bin/kill").arg(child.trim()).status().unwrap();
+        assert!(ended.success());
+    });
+}

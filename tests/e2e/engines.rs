@@ -145,7 +145,7 @@ fn it_dies_with_a_launcher_that_is_killed_and_its_daemons_live() {
         };
         // Standard output has ended, so the script is gone or about to be reaped.
         assert!(matches!(state(script), None | Some('Z' | 'X')), "{:?}", state(script));
-        assert_eq!(state(daemon), Some('S'));
+        assert!(matches!(state(daemon), Some('R' | 'S' | 'D')), "{:?}", state(daemon));
         assert!(Command::new("/bin/kill").arg(daemon).status().unwrap().success());
     });
 }
