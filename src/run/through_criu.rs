@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use restore_plan::{PROTECT, SOURCE_FILE, SOURCE_IMAGE};
+use tempfile::TempDir;
 
 use super::orders::{Message, Orders, free_number};
 use crate::criu::restore::{Content, Copied, FilesError, Part, Restore};
@@ -150,8 +151,9 @@ fn restore(
 ) -> Result<(Pid, Orders), ThroughCriuError> {
     let view = launch.view;
     let directory = place().map_err(system("make a private directory in /dev/shm"))?;
-    // Removes the directory also where we are killed.
-    let keeper = Keeper::start(Isolation::Host, std::slice::from_ref(&directory))?;
+    let keeper = Keeper::start(Isolation::Host, &[directory.path().to_owned()])?;
+    // The keeper removes it, also where we are killed.
+    let directory = directory.keep();
     let mut numbers =
         Some(Numbers::take(view.threads().count()).map_err(system("start a process"))?);
     let taken: Vec<u32> = inherited
@@ -225,14 +227,14 @@ fn restore(
 }
 
 /// A new directory for this user alone, in memory where there is one.
-fn place() -> io::Result<PathBuf> {
+fn place() -> io::Result<TempDir> {
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let places = own.into_iter().filter(|path| path.is_absolute());
     let mut last = io::Error::from(Errno::ENOENT);
     let fallback = std::env::temp_dir();
     for place in places.chain(PLACES.map(PathBuf::from)).chain([fallback]) {
         match tempfile::Builder::new().prefix("preloaded-criu-").tempdir_in(&place) {
-            Ok(directory) => return Ok(directory.keep()),
+            Ok(directory) => return Ok(directory),
             Err(error) => last = error,
         }
     }

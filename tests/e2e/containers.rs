@@ -285,15 +285,15 @@ fn a_criu_that_would_end_everybody_ends_nobody() {
         // As CRIU does in want of processes. By itself it would end the other one.
         let killer = it.file("criu", "#!/bin/sh\nkill -KILL -1\nexit 1\n");
         fs::set_permissions(killer, Permissions::from_mode(0o755)).unwrap();
-        let code = |criu: &str| format!("sleep 1000 & {criu}; kill -0 $! && echo alive");
+        let code = |criu: &str| format!("sleep 1000 & {criu}; kill -TERM $!; wait $!; echo $?");
         for root in Root::ALL {
             let container = holding(it, root, User::Root)
                 .options(TO_RESTORE)
                 .options(["--env=PRELOADED_CRIU_CRIU=/work/criu"]);
             let outcome = container.run(["sh", "-c", &code("/work/criu")]);
-            assert_eq!(outcome.text(), "", "{outcome:?}");
+            assert_eq!(outcome.text(), "137\n", "{outcome:?}");
             let outcome = container.run(["sh", "-c", &code(&run("criu", "''").join(" "))]);
-            assert_eq!(outcome.text(), "alive\n", "{outcome:?}");
+            assert_eq!(outcome.text(), "143\n", "{outcome:?}");
             assert!(outcome.errors().contains("/work/criu does not answer"), "{outcome:?}");
         }
     });
