@@ -264,16 +264,12 @@ fn where_there_are_few_processes_each_run_succeeds_or_says_so() {
             let members = container.crowd(Root::Trixie.python(), count, &run("criu", code));
             let (ran, refused): (Vec<_>, Vec<_>) =
                 members.iter().partition(|member| member.status == Some(0));
-            assert!(!ran.is_empty(), "{members:#?}");
             // Four of them fit in.
-            assert!(count > 4 || refused.is_empty(), "{members:#?}");
+            assert!(count > 4 || ran.len() == 4, "{members:#?}");
             for member in refused {
                 // Where python itself could not start one, there is no status.
-                let told = member.err.contains("hint: ") && member.err.contains("--pids-limit");
-                assert!(
-                    member.status.is_none() || member.status == Some(125) && told,
-                    "{member:?}"
-                );
+                let told = member.status == Some(125) && member.err.contains("\nhint: ");
+                assert!(member.status.is_none() || told, "{member:?}");
             }
         }
     });
