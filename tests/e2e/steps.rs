@@ -269,7 +269,7 @@ fn the_launcher_of_a_criu_run_is_killed() {
 }
 
 /// `snapshot --force` of nothing, in the place of an image that is there.
-fn snapshot<'a>(it: &'a Context) -> Command<'a> {
+fn snapshot(it: &Context) -> Command<'_> {
     it.snapshot(arguments(it.seat, Recipe::Nothing)).args(["--force"])
 }
 

@@ -411,7 +411,9 @@ fn another_image_in_its_place_while_it_runs() {
             let running: Vec<_> = (0..10)
                 .map(|_| it.code(code).image(&kept).holding_stdin().thawed().spawn())
                 .collect();
-            running.iter().for_each(|run| run.wait_for("ready"));
+            for run in &running {
+                run.wait_for("ready");
+            }
             running
         };
         let finish = |running: Vec<crate::support::run::Running>| {
