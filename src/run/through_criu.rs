@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::Pid;
 use restore_plan::{PROTECT, SOURCE_FILE, SOURCE_IMAGE};
+use tempfile::TempDir;
 
 use super::orders::{Message, Orders, free_number};
 use crate::criu::restore::{Content, Copied, FilesError, Part, Restore};
@@ -159,8 +160,9 @@ fn restore(
 ) -> Result<(Pid, Orders), ThroughCriuError> {
     let view = launch.view;
     let directory = place().map_err(system("make a private directory in /dev/shm"))?;
-    // Removes the directory also where we are killed.
-    let keeper = Keeper::start(Isolation::Host, std::slice::from_ref(&directory))?;
+    let keeper = Keeper::start(Isolation::Host, &[directory.path().to_owned()])?;
+    // The keeper removes it, also where we are killed.
+    let directory = directory.keep();
     let old = criu::restore::numbers(archive)?;
     let held = Numbers::take(old.len()).map_err(system("start a process"))?;
     let new: Vec<u32> = held.iter().collect();
@@ -241,7 +243,7 @@ fn restore(
 }
 
 /// A new directory for this user alone, in memory where there is one.
-fn place() -> io::Result<PathBuf> {
+fn place() -> io::Result<TempDir> {
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let places = own.into_iter().filter(|path| path.is_absolute());
     let in_memory =
@@ -251,7 +253,7 @@ fn place() -> io::Result<PathBuf> {
     let places = places.chain(PLACES.map(PathBuf::from)).filter(in_memory);
     for place in places.chain([fallback]) {
         match tempfile::Builder::new().prefix("preloaded-criu-").tempdir_in(&place) {
-            Ok(directory) => return Ok(directory.keep()),
+            Ok(directory) => return Ok(directory),
             Err(error) => last = error,
         }
     }

@@ -228,9 +228,11 @@ fn dump(
     let dump = Dump { pid: target.pid(), directory };
     let (worker, theirs) = Worker::connect().map_err(CriuError::Connection)?;
     let runtime = criu::runtime_directory(criu.version, isolation);
-    let program = Worker::program(&criu.path, runtime.as_deref());
+    let (program, guard) = Worker::program(&criu.path, runtime.as_deref())
+        .map_err(|source| CriuError::Execute { path: criu.path.clone(), source })?;
     let files = fs::File::open(directory).map_err(CriuError::Connection)?;
-    let started = target.keeper().spawn(&program, &[theirs.as_fd(), files.as_fd()])?;
+    let descriptors = [theirs.as_fd(), files.as_fd(), guard.as_fd()];
+    let started = target.keeper().spawn(&program, &descriptors)?;
     drop(theirs);
     let answer = match worker.send(&dump.request()) {
         Ok(()) => {
