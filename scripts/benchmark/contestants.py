@@ -80,7 +80,10 @@ def stock_restore(workshop: Workshop, image: Image) -> Start:
     gives it anything to do: it ends."""
     directory = workshop.folder / f"{image.subject.name}.criu"
     if not directory.exists():
-        subprocess.run([workshop.binary, "export", image.path, directory], check=True, capture_output=True)
+        words = [workshop.binary, "export", image.path, directory]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            raise Unavailable(done.stderr.strip())
     words = [criu(), "restore", "-D", str(directory), "--shell-job", "-v0", "--no-default-config"]
     return lambda: time_command(words, image.environment())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .contestants import PYTHON, RUN
 from .machine import cores
-from .subjects import Image, Workshop
+from .subjects import Image, Unavailable, Workshop
 
 SIZES = (1, 10, 50)
 # Of the memory that is free, this part may be taken by plain interpreters.
@@ -54,7 +54,7 @@ def _crowd(words: list[str], image: Image, size: int) -> dict[str, int]:
     try:
         for member in members:
             if not member.stdout.readline():
-                raise RuntimeError(f"{' '.join(words)} ended too early")
+                raise Unavailable(f"{' '.join(words)} ended too early")
         shares = [_share(member.pid) for member in members]
     finally:
         for member in members:
@@ -92,15 +92,16 @@ def _rate(words: list[str], image: Image, seconds: float) -> float:
     count = cores()
     while True:
         start = time.perf_counter()
-        subprocess.run(
+        done = subprocess.run(
             ["xargs", "-P", str(cores()), "-I", "{}", *words],
             input="x\n" * count,
             env=image.environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             text=True,
-            check=True,
         )
+        if done.returncode:
+            raise Unavailable(f"{' '.join(words)} has failed")
         taken = time.perf_counter() - start
         if taken > seconds / 2:
             return count / taken

@@ -58,6 +58,9 @@ def machine(told: dict[str, Any]) -> str:
 
 
 def _starts(title: str, figures: dict[str, Any]) -> Iterator[str]:
+    if isinstance(why := figures.get("left_out"), str):
+        yield f"{title:<28}{why}"
+        return
     yield f"{title:<28}{'runs':>6}{'first output':>15}{'exit':>12}{'of -c pass':>12}{'faster':>10}"
     floor, cold = _exit(figures, PASS), _exit(figures, PYTHON)
     for name, row in figures.items():
@@ -85,6 +88,9 @@ def _images(found: dict[str, Any]) -> Iterator[str]:
 
 def _memory(found: dict[str, Any]) -> Iterator[str]:
     for subject, contestants in found.items():
+        if why := contestants.get("left_out"):
+            yield f"{SUBJECTS[subject].title:<28}{why}"
+            continue
         for name, rows in contestants.items():
             for size, row in rows.items():
                 if why := row.get("left_out"):
@@ -96,6 +102,9 @@ def _memory(found: dict[str, Any]) -> Iterator[str]:
 
 def _throughput(found: dict[str, Any]) -> Iterator[str]:
     for subject, contestants in found.items():
+        if why := contestants.get("left_out"):
+            yield f"{SUBJECTS[subject].title:<28}{why}"
+            continue
         told = ", ".join(f"{name} {row['per_second']:.3g}" for name, row in contestants.items())
         yield f"{SUBJECTS[subject].title:<28}{told}"
 
@@ -147,7 +156,7 @@ def ratios(results: dict[str, Any]) -> list[dict[str, Any]]:
             if "private_kb" in row:
                 put(f"{SUBJECTS[subject].title}: private memory of each of ten, {name}", row["private_kb"] / 1000, "MB")
     for subject, contestants in results.get("throughput", {}).items():
-        put(f"{SUBJECTS[subject].title}: runs a second", contestants[RUN]["per_second"], "/s")
+        put(f"{SUBJECTS[subject].title}: runs a second", contestants.get(RUN, {}).get("per_second"), "/s")
     for row in results.get("work", {}).values():
         if "ratio" in row:
             put(f"{row['title']}: after run to after python3", row["ratio"])
@@ -186,8 +195,9 @@ def _sentences(results: dict[str, Any]) -> Iterator[str]:
                 f"instead of {plain['private_kb'] / 1000:.0f} MB"
             )
     for subject, contestants in results.get("throughput", {}).items():
-        ours, plain = (contestants[name]["per_second"] for name in (RUN, PYTHON))
-        yield f"{SUBJECTS[subject].title}: {ours:.3g} runs a second, instead of {plain:.2g}"
+        if RUN in contestants:
+            ours, plain = (contestants[name]["per_second"] for name in (RUN, PYTHON))
+            yield f"{SUBJECTS[subject].title}: {ours:.3g} runs a second, instead of {plain:.2g}"
     for key, what in (("cold", "nothing in the page cache"), ("slow_disk", "a slow disk")):
         for subject, row in results.get(key, {}).items():
             if RUN in row:

@@ -37,7 +37,7 @@ def measure(workshop: Workshop, image: Image) -> dict[str, object]:
             path=place / "slow.img",
         )
         with mounted(store, place):
-            _freeze(workshop, there, store / "slow.img")
+            there.snapshot(workshop.binary, store / "slow.img")
         commands = {
             PYTHON: [there.python, *there.arguments()],
             RUN: [str(workshop.binary), "run", str(there.path), *there.arguments()],
@@ -50,16 +50,6 @@ def measure(workshop: Workshop, image: Image) -> dict[str, object]:
                 raise Unavailable(f"{name} ended with {outcome.status}")
             told[name] = {"exit_ms": outcome.end}
         return told
-
-
-def _freeze(workshop: Workshop, there: Image, output: Path) -> None:
-    subject = there.subject
-    options = ["--recipe", subject.recipe] if subject.recipe else []
-    options += [word for module in subject.modules for word in ("--import", module)]
-    words = [workshop.binary, "snapshot", "--python", there.python, *options, "-o", output]
-    done = subprocess.run(words, env=there.environment(), capture_output=True, text=True)
-    if done.returncode:
-        raise Unavailable(f"preloaded-criu snapshot has failed: {done.stderr.strip()}")
 
 
 @contextmanager

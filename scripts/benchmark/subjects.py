@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import time
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -138,11 +137,6 @@ class Workshop:
             self.images[subject.name] = _make(self, subject)
         return self.images[subject.name]
 
-    def drop(self, subject: Subject) -> None:
-        """Removes an image: some are large."""
-        if image := self.images.pop(subject.name, None):
-            image.path.unlink()
-
 
 @dataclass(frozen=True)
 class Image:
@@ -166,6 +160,14 @@ class Image:
         if self.subject.source is None:
             return variables()
         return variables() | {"PYTHONPATH": str(self.script.parent)}
+
+    def snapshot(self, binary: Path, output: Path) -> None:
+        """Freezes it."""
+        subject = self.subject
+        options = ["--recipe", subject.recipe] if subject.recipe else []
+        options += [word for module in subject.modules for word in ("--import", module)]
+        words = [binary, "snapshot", "--python", self.python, *options, "-o", output]
+        _quiet(words, self.environment(), "preloaded-criu snapshot has failed")
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -193,12 +195,9 @@ def _make(workshop: Workshop, subject: Subject) -> Image:
         start = time.perf_counter()
         _quiet([python, "-c", code], image.environment(), f"{python} cannot import it")
         importing = time.perf_counter() - start
-    options = ["--recipe", subject.recipe] if subject.recipe else []
-    options += [word for module in subject.modules for word in ("--import", module)]
-    words = [workshop.binary, "snapshot", "--python", python, *options, "-o", path]
     start = time.perf_counter()
-    _quiet(words, image.environment(), "preloaded-criu snapshot has failed")
-    return Image(subject, python, path, script, time.perf_counter() - start, importing)
+    image.snapshot(workshop.binary, path)
+    return replace(image, snapshot_seconds=time.perf_counter() - start, import_seconds=importing)
 
 
 def _quiet(words: list[str | Path], environment: dict[str, str], complaint: str) -> None:
@@ -220,10 +219,3 @@ def knows(binary: Path, option: str) -> bool:
     """Whether `run` has an option."""
     told = subprocess.run([binary, "run", "--help"], capture_output=True, text=True, check=True)
     return option in told.stdout
-
-
-def version_of(python: str, module: str) -> str:
-    """The version of a module."""
-    code = f"import json, importlib.metadata as m; print(json.dumps(m.version({module!r})))"
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
-    return json.loads(done.stdout) if done.returncode == 0 else ""
