@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -41,24 +42,27 @@ def memory(workshop: Workshop, image: Image) -> dict[str, object]:
 
 
 def _crowd(words: list[str], image: Image, size: int) -> dict[str, int]:
-    members = [
-        subprocess.Popen(
-            words,
-            env=image.environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        for _ in range(size)
-    ]
-    try:
-        for member in members:
-            if not member.stdout.readline():
-                raise Unavailable(f"{' '.join(words)} ended too early")
-        shares = [_share(member.pid) for member in members]
-    finally:
-        for member in members:
-            member.communicate()
+    with tempfile.TemporaryFile("w+") as errors:
+        members = [
+            subprocess.Popen(
+                words,
+                env=image.environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+            for _ in range(size)
+        ]
+        try:
+            for member in members:
+                if not member.stdout.readline():
+                    errors.seek(0)
+                    said = " / ".join(errors.read().splitlines()[-3:])
+                    raise Unavailable(f"{words[0]} ended with {member.wait()}: {said}")
+            shares = [_share(member.pid) for member in members]
+        finally:
+            for member in members:
+                member.communicate()
     private = [share["Private_Clean"] + share["Private_Dirty"] for share in shares]
     return {
         "private_kb": int(statistics.median(private)),
