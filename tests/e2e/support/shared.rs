@@ -83,9 +83,10 @@ impl Shared {
     }
 }
 
-const MODULES: [(&str, &str); 10] = [
+const MODULES: &[(&str, &str)] = &[
     ("blocks.py", include_str!("../modules/blocks.py")),
     ("churn.py", include_str!("../modules/churn.py")),
+    ("crowd.py", include_str!("../modules/crowd.py")),
     ("dice.py", include_str!("../modules/dice.py")),
     ("giant.py", include_str!("../modules/giant.py")),
     ("lively.py", include_str!("../modules/lively.py")),
