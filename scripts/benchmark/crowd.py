@@ -16,6 +16,8 @@ from .subjects import Image, Unavailable, Workshop
 SIZES = (1, 10, 50)
 # Of the memory that is free, this part may be taken by plain interpreters.
 ROOM = 0.8
+# Longer than so many seconds nobody waits for a crowd to start.
+PATIENCE = 150
 
 
 def memory(workshop: Workshop, image: Image) -> dict[str, object]:
@@ -29,12 +31,17 @@ def memory(workshop: Workshop, image: Image) -> dict[str, object]:
     told: dict[str, object] = {}
     for name, words in commands.items():
         rows: dict[str, object] = {}
-        each = 0
+        each = start = 0
         for size in SIZES:
             if each * size > ROOM * _available():
                 rows[str(size)] = {"left_out": "there is not enough memory for so many"}
                 continue
+            if start * size / cores() > PATIENCE:
+                rows[str(size)] = {"left_out": "so many take too long to start"}
+                continue
+            begin = time.monotonic()
             row = _crowd(words, image, size)
+            start = (time.monotonic() - begin) / max(1, size / cores())
             rows[str(size)] = row
             each = row["private_kb"]
         told[name] = rows
