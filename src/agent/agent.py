@@ -742,6 +742,7 @@ class System:
         self.argv = sys.argv
         self.path = sys.path
         self.frozen = list(sys.path)
+        self.prefixes = sys.prefix, sys.exec_prefix
         self.site: Any = sys.modules.get("site")
         self.user_site: str | None = self.site and self.site.ENABLE_USER_SITE and self.site.USER_SITE
 
@@ -767,6 +768,8 @@ class System:
         # A library may have kept the list; what is in it is this process's command line.
         self.argv[:] = sys.argv
         sys.argv = self.argv
+        # CPython has put the installation's there; a virtual environment's are site's to find.
+        sys.prefix, sys.exec_prefix = self.prefixes
         path, entries = self.frozen, self.resolve(start.variable(b"PYTHONPATH"))
         if entries != self.entries:
             place = min((path.index(entry) for entry in self.entries if entry in path), default=0)

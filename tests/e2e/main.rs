@@ -23,4 +23,5 @@ mod streams;
 mod support;
 mod terminal;
 mod threads;
+mod tools;
 mod variables;
