@@ -2,11 +2,13 @@
 //! an exit status. The only place that prints or decides how the program ends.
 
 mod args;
+mod bench;
 mod doctor;
 mod export;
 mod inspect;
 mod progress;
 mod recipe;
+mod refresh;
 mod report;
 mod starter;
 mod units;
@@ -64,6 +66,7 @@ fn execute(command: Command) -> Result<i32, Failure> {
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
         Command::Export(arguments) => export::export(&arguments),
+        Command::Bench(arguments) => bench::bench(arguments),
     }
 }
 
@@ -108,6 +111,10 @@ fn snapshot(arguments: args::Snapshot) -> Result<i32, Failure> {
 }
 
 fn make(arguments: args::Snapshot, progress: &mut Progress) -> Result<i32, Failure> {
+    let arguments = match arguments.refresh {
+        Some(_) => refresh::resolve(arguments)?,
+        None => arguments,
+    };
     let options = snapshot::Options {
         criu: arguments.criu.clone(),
         isolation: match arguments.isolation {
@@ -146,6 +153,7 @@ fn end_by(signal: Signal, error: &dyn Explain) -> i32 {
 
 /// What was typed, with its recipe: the recipe comes first, and what was typed wins.
 fn recipe(arguments: args::Snapshot) -> Result<snapshot::Recipe, Failure> {
+    let again = refresh::again(&arguments);
     let recipe = arguments.recipe.as_deref().map(Recipe::load).transpose()?;
     let name = recipe.as_ref().map(|recipe| recipe.name.clone());
     let Recipe { mut imports, environment, warm_up, .. } = recipe.unwrap_or_default();
@@ -159,6 +167,7 @@ fn recipe(arguments: args::Snapshot) -> Result<snapshot::Recipe, Failure> {
         warm_up,
         exec: arguments.exec,
         environment: environment.chain(arguments.environment).collect(),
+        again,
     })
 }
 

@@ -75,10 +75,13 @@ impl Explain for ThroughCriuError {
                 "mount /proc: the state of this process is read there".into()
             }
             Self::System { .. } => {
-                "look at the limits on processes (ulimit -u), descriptors and memory".into()
+                "look at the limits on processes (ulimit -u; of a container: --pids-limit), \
+                 descriptors and memory"
+                    .into()
             }
-            Self::NotAllowed => "run it as root or with CAP_CHECKPOINT_RESTORE, or leave \
-                                 --engine criu out: the native engine needs neither"
+            Self::NotAllowed => "run it as root or with CAP_CHECKPOINT_RESTORE (in a container: \
+                                 --cap-add CHECKPOINT_RESTORE), or leave --engine criu out: the \
+                                 native engine needs neither"
                 .into(),
             Self::Files(_) => {
                 "see that /dev/shm has room; `preloaded-criu inspect --verify` checks the image"
@@ -118,7 +121,7 @@ pub(super) fn run(launch: &Launch<'_>) -> Result<i32, ThroughCriuError> {
     let archive = launch.image.criu_files()?;
     let mut attempt = 1;
     let (script, orders) = loop {
-        match restore(launch, &criu, &archive, &caller, &inherited, &witness) {
+        match restore(launch, &criu, &archive, &caller, &inherited) {
             // Somebody has taken a number in the moment between.
             Err(error) if attempt < ATTEMPTS && is_race(&error) => attempt += 1,
             other => break other?,
@@ -144,7 +147,6 @@ fn restore(
     archive: &Archive,
     caller: &Caller,
     inherited: &[i32],
-    witness: &Witness,
 ) -> Result<(Pid, Orders), ThroughCriuError> {
     let view = launch.view;
     let directory = place().map_err(system("make a private directory in /dev/shm"))?;
@@ -195,7 +197,7 @@ fn restore(
     let image = launch.image.file().try_clone().map_err(system("open the image again"))?;
     let runtime = criu::runtime_directory(criu.version, Isolation::Host);
     let files: [OwnedFd; 3] = [folder.into(), theirs, image.into()];
-    let orphans = Orphans::adopt().map_err(system("watch over CRIU's processes"))?;
+    let orphans = Orphans::adopt(&plan.numbers).map_err(system("watch over CRIU's processes"))?;
     let (worker, running) = Worker::restorer(&criu.path, runtime.as_deref(), files)
         .map_err(|source| CriuError::Execute { path: criu.path.clone(), source })?;
     let ended = running.watch();
@@ -217,7 +219,7 @@ fn restore(
     if restored.is_err() {
         numbers.take();
         // What CRIU was at when it ended: half a process, a probe of the kernel.
-        orphans.end_all_but(&[witness.process()]);
+        orphans.end();
     }
     Ok((Pid::from_raw(restored?), orders))
 }

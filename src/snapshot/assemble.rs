@@ -286,6 +286,8 @@ fn manifest(
             imports: recipe.imports.clone(),
             exec: recipe.exec.iter().map(|path| lossy(path.as_os_str())).collect(),
             environment: recipe.environment.iter().map(|(name, _)| lossy(name)).collect(),
+            withheld: frozen.withheld.clone(),
+            again: recipe.again.clone(),
         },
         modules: ready
             .versions

@@ -57,6 +57,8 @@ pub enum SnapshotError {
         traceback: String,
         /// What was printed before, the end of it.
         output: String,
+        /// Names of the caller's variables that it did not have, because they look like secrets.
+        withheld: Vec<String>,
     },
     /// Python ended by itself.
     #[error("python ended before it could be frozen ({status}){}", during(step.as_deref()))]
@@ -98,6 +100,15 @@ pub struct Refusal {
 }
 
 impl SnapshotError {
+    /// The error of a python that did not have these variables of the caller's.
+    #[must_use]
+    pub(super) fn without(mut self, variables: &[String]) -> Self {
+        if let Self::Failed { withheld, .. } = &mut self {
+            *withheld = variables.to_vec();
+        }
+        self
+    }
+
     /// What the imported code printed before it failed, the end of it: to be shown where it was not
     /// shown when it was printed.
     #[must_use]
@@ -129,6 +140,9 @@ impl SnapshotError {
     }
 }
 
+/// What python prints where the agent does not find its first module beyond the built-in ones.
+const NO_JSON: &str = "No module named 'json'";
+
 impl Explain for SnapshotError {
     fn hint(&self) -> String {
         match self {
@@ -140,9 +154,19 @@ impl Explain for SnapshotError {
             Self::Native(error) => error.hint(),
             Self::Image(error) => error.hint(),
             Self::Xsave => "use a processor with AVX and a kernel that uses it".to_owned(),
+            Self::Failed { withheld, .. } if !withheld.is_empty() => format!(
+                "make it work with this python first; it was made without variables that look like \
+                 secrets ({}): what an import really needs is given with --env NAME=VALUE",
+                withheld.join(", ")
+            ),
             Self::Failed { .. } => {
                 "make it work with this python first: the import sees the same current directory, \
                  PYTHONPATH and environment as `python3 -c` does"
+                    .to_owned()
+            }
+            Self::Ended { output, .. } if output.contains(NO_JSON) => {
+                "install the interpreter's whole standard library (Debian: python3, not \
+                 python3-minimal alone)"
                     .to_owned()
             }
             Self::Ended { .. } => {
@@ -159,7 +183,9 @@ impl Explain for SnapshotError {
 
 fn advice(refusals: &[Refusal]) -> &'static str {
     let some = |part: &str| refusals.iter().any(|refusal| refusal.what.contains(part));
-    if some("CUDA") || some("GPU") {
+    if some("which is not CPython") {
+        "name another interpreter with --python"
+    } else if some("CUDA") || some("GPU") {
         "a GPU's memory is not in the process: leave its initialisation to the script, or hide the \
          GPU from the imports (--env CUDA_VISIBLE_DEVICES=)"
     } else if some("socket") {
@@ -219,6 +245,7 @@ mod tests {
             what: "import nosuch".into(),
             traceback: "ModuleNotFoundError: No module named 'nosuch'\n".into(),
             output: "hello\n".into(),
+            withheld: Vec::new(),
         };
         assert_eq!(error.to_string(), "import nosuch failed");
         assert_eq!(error.output(), Some("hello\n"));

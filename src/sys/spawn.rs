@@ -214,28 +214,30 @@ pub(super) fn reap(pid: Pid) -> io::Result<ExitStatus> {
 pub struct Orphans {
     /// Whether that was so before.
     before: bool,
+    /// Children that we had before. Whoever has executed this program may have left us some.
+    older: Vec<Pid>,
 }
 
 impl Orphans {
-    /// Begins to take them.
+    /// Begins to take them. Processes of the numbers in `ours` are not older, whoever has them now.
     ///
     /// # Errors
     ///
     /// None that the kernel is known to give.
-    pub fn adopt() -> io::Result<Self> {
+    pub fn adopt(ours: &[u32]) -> io::Result<Self> {
         let before = prctl::get_child_subreaper()?;
         prctl::set_child_subreaper(true)?;
-        Ok(Self { before })
+        let mut older = children();
+        older.retain(|pid| !ours.contains(&pid.as_raw().cast_unsigned()));
+        Ok(Self { before, older })
     }
 
-    /// Ends all our children but these, and theirs.
-    pub fn end_all_but(&self, kept: &[Pid]) {
+    /// Ends all children that have come since, and theirs.
+    pub fn end(&self) {
         loop {
-            let list = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-            let children = list.split_whitespace().filter_map(|pid| pid.parse().ok());
-            let mut ended =
-                children.map(Pid::from_raw).filter(|pid| !kept.contains(pid)).peekable();
-            if ended.peek().is_none() {
+            let ended: Vec<Pid> =
+                children().into_iter().filter(|pid| !self.older.contains(pid)).collect();
+            if ended.is_empty() {
                 return;
             }
             for pid in ended {
@@ -245,6 +247,12 @@ impl Orphans {
             }
         }
     }
+}
+
+/// The children of this thread, which is the only one (proc(5), `/proc/PID/task/TID/children`).
+fn children() -> Vec<Pid> {
+    let list = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    list.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
 }
 
 impl Drop for Orphans {

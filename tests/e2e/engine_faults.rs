@@ -1,5 +1,5 @@
-//! What can go wrong while CRIU restores: it ends with 125 and a reason, or is done again, and nothing
-//! is left.
+//! What can go wrong while CRIU works: it ends with 125 and a reason, or is done again, and nothing is
+//! left.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -98,7 +98,23 @@ fn a_criu_that_is_killed_at_any_step_leaves_nothing() {
     });
 }
 
-/// Takes the last of the numbers that the launcher keeps as soon as it is free (`clone3` of clone(2),
+#[test]
+fn a_criu_that_is_killed_while_it_probes_the_kernel_makes_no_image() {
+    as_root(|it| {
+        for number in 1..9 {
+            let what = format!("signal=KILL:when={number}");
+            let criu = Interposed::injecting(it, "wait4", &what);
+            let snapshot = it.snapshot(["--output", "snap.img"]).through(FORGETFUL);
+            let outcome = snapshot.env("PRELOADED_CRIU_CRIU", &criu.program).run();
+            outcome.is_refused(&["CRIU ended before its work was done", "SIGKILL"]);
+            assert!(!it.work().join("snap.img").exists());
+            fs::remove_file(&criu.count).unwrap();
+            it.nothing_is_left();
+        }
+    });
+}
+
+/// Takes one of the numbers that the launcher keeps as soon as it is free (`clone3` of clone(2),
 /// `set_tid`).
 const THIEF: &str = "import ctypes, os, struct, sys, time\n\
     launcher, place = sys.argv[1:]\n\
@@ -221,5 +237,20 @@ fn what_is_hidden_in_proc_is_not_missed() {
             assert_eq!(outcome.text(), "ran\n", "{outcome:?}");
         }
         root.through(hidden("mount -t tmpfs none /proc")).run().is_refused(&["/proc"]);
+    });
+}
+
+#[test]
+fn children_that_the_launcher_was_left_with_live() {
+    as_root(|it| {
+        let criu = Interposed::injecting(it, "clone3", "error=EPERM:when=1");
+        let run = criu.run(it, &it.image(Recipe::Plain), "print('ran')");
+        let before = "sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >child; exec \"$@\"";
+        run.shell(before).run().is_refused(&["CRIU could not restore the process"]);
+        let child = fs::read_to_string(it.work().join("child")).unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap();
+        assert!(stat.contains("(sleep) S"), "{stat}");
+        let ended = std::process::Command::new("/bin/kill").arg(child.trim()).status().unwrap();
+        assert!(ended.success());
     });
 }

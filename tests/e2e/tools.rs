@@ -101,7 +101,7 @@ def test_origin():
 /// Without what a clock says.
 fn without_times(text: &str) -> String {
     let line = |line: &str| match line.rsplit_once(" in ") {
-        Some((before, _)) if line.ends_with("s") => before.to_owned(),
+        Some((before, _)) if line.ends_with('s') => before.to_owned(),
         _ => line.to_owned(),
     };
     text.lines().map(line).collect::<Vec<_>>().join("\n")
