@@ -24,8 +24,11 @@ use restore_plan::{HANDOVER_TEXT, Handover, SOURCE_FILE, SOURCE_IMAGE};
 use tempfile::TempDir;
 use xxhash_rust::xxh3::xxh3_64;
 
+/// A target: panics where the bytes do what they must not.
+type Target = fn(&[u8]);
+
 /// All targets by their names.
-pub(crate) const TARGETS: [(&str, fn(&[u8])); 6] = [
+pub(crate) const TARGETS: [(&str, Target); 6] = [
     ("check", check),
     ("container", container),
     ("manifest", manifest),

@@ -2,6 +2,7 @@
 //! process. ARCHITECTURE.md has the map of the house.
 
 pub mod agent;
+pub mod bench;
 pub mod cli;
 pub mod cpython;
 pub mod criu;

@@ -94,7 +94,9 @@ proptest! {
         for (name, target) in TARGETS {
             let mut seeds = seeds(name);
             let mut bytes = seeds.swap_remove(which.index(seeds.len()));
-            changes.iter().for_each(|change| apply(&mut bytes, change));
+            for change in &changes {
+                apply(&mut bytes, change);
+            }
             target(&bytes);
         }
     }

@@ -15,6 +15,7 @@ mod program;
 mod python;
 mod syscall;
 mod thaw;
+mod variables;
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr::{null, null_mut};
@@ -65,12 +66,13 @@ pub unsafe extern "C" fn __libc_start_main(
 ) -> c_int {
     // SAFETY: the next definition is the C library's; its environment is set up before it is called.
     unsafe {
+        variables::find_real();
         let real = libc::dlsym(libc::RTLD_NEXT, c"__libc_start_main".as_ptr());
         if real.is_null() {
             libc::_exit(OWN_FAILURE);
         }
         let real = core::mem::transmute::<*mut c_void, StartMain>(real);
-        let asked = !libc::getenv(FREEZE.as_ptr()).is_null();
+        let asked = !variables::getenv(FREEZE.as_ptr()).is_null();
         let main = if asked { frozen_main } else { main };
         real(main, argc, argv, init, fini, rtld_fini, stack_end)
     }
@@ -91,7 +93,7 @@ impl Channels {
     unsafe fn take() -> Self {
         // SAFETY: the caller found the variable; strtol stops at what is no digit.
         unsafe {
-            let mut text = libc::getenv(FREEZE.as_ptr());
+            let mut text = variables::getenv(FREEZE.as_ptr());
             let mut next = || {
                 let mut end = null_mut();
                 let number = libc::strtol(text, &raw mut end, 10) as c_int;
@@ -109,7 +111,7 @@ impl Channels {
 unsafe fn restore_preload() {
     // SAFETY: setenv copies the value before it lets the old one go.
     unsafe {
-        let value = libc::getenv(PRELOAD.as_ptr());
+        let value = variables::getenv(PRELOAD.as_ptr());
         if value.is_null() {
             return;
         }
@@ -283,7 +285,7 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
         let thaw = thaw::thaw as *const () as usize as u64;
         let (start, end) = own_range();
         let facts = (python.Py_BuildValue)(
-            c"{s:K,s:[KK],s:i}".as_ptr(),
+            c"{s:K,s:[KK],s:i,s:N}".as_ptr(),
             c"thaw".as_ptr(),
             thaw,
             c"resident".as_ptr(),
@@ -291,6 +293,8 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
             end,
             c"orders".as_ptr(),
             channels.orders,
+            c"variables".as_ptr(),
+            variables::begin(python),
         );
         let prepare = (python.PyObject_GetAttrString)(module, c"prepare".as_ptr());
         let done =

@@ -8,7 +8,6 @@ pub(crate) const RTLD_NEXT: *mut c_void = usize::MAX as *mut c_void;
 #[link(name = "c")]
 unsafe extern "C" {
     pub(crate) fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
-    pub(crate) fn getenv(name: *const c_char) -> *mut c_char;
     pub(crate) fn setenv(name: *const c_char, value: *const c_char, overwrite: c_int) -> c_int;
     pub(crate) fn unsetenv(name: *const c_char) -> c_int;
     pub(crate) fn strtol(text: *const c_char, end: *mut *mut c_char, base: c_int) -> i64;

@@ -9,8 +9,8 @@ use core::ffi::{c_char, c_int, c_void};
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
-use crate::libc;
 use crate::python::{Dictionary, Flags, METH_O, Method, Object, Python};
+use crate::{libc, variables};
 
 /// `Py_file_input` (Include/compile.h).
 const FILE_INPUT: c_int = 257;
@@ -74,7 +74,7 @@ pub(crate) unsafe fn run(python: &Python, agent: Object, program: Object, minor:
             }
         };
         let (error, status) = outcome(python, result);
-        let inspect = libc::getenv(c"PYTHONINSPECT".as_ptr());
+        let inspect = variables::getenv(c"PYTHONINSPECT".as_ptr());
         if !inspect.is_null() && inspect.read() != 0 && libc::isatty(0) == 1 {
             // A program may ask for the prompt after it (python(1)).
             (python.PyRun_AnyFileExFlags)(libc::stdin, c"<stdin>".as_ptr(), 0, &raw mut flags);

@@ -45,6 +45,8 @@ pub(crate) struct Method {
 // SAFETY: it points to what never changes.
 unsafe impl Sync for Method {}
 
+/// `METH_NOARGS`: no argument.
+pub(crate) const METH_NOARGS: c_int = 4;
 /// `METH_O`: one argument.
 pub(crate) const METH_O: c_int = 8;
 

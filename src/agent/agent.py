@@ -74,12 +74,15 @@ _TORN_DOWN = ("sys", "builtins", "__main__")
 """The modules that belong to the program, or that finalization cannot do without, in the order in
 which CPython makes them."""
 
+_NO_MATTER = frozenset((b"PATH", b"PWD", b"OLDPWD", b"SHLVL", b"_"))
+"""Variables that differ from run to run, and that imports look at for other programs' sake."""
+
 _frozen: Frozen
 _kept: list[object] = []
 """What must never be freed."""
 
 
-def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
+def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
     """Imports, warms up and makes ready. ``job_json`` and the lines written to ``report_fd`` are
     documented in ``mod.rs``; ``facts`` are the resident's, for the reader of the report."""
     global _frozen
@@ -94,6 +97,7 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
     report = Report(report_fd, json.dumps)
     _check_python(report)
     _frozen = Frozen(job.get("preload"))
+    reads = Reads(_frozen.environment)
     ledger = Ledger(report_fd, facts.get("orders"))
     watch = Watch(_frozen.randomness.notes)
     sys.meta_path.insert(0, watch)
@@ -103,16 +107,19 @@ def prepare(job_json: bytes, report_fd: int, facts: Mapping[str, Any]) -> None:
         ledger.look(f"exec {path}")
     _frozen.hooks.before_snapshot(report, ledger)
     sys.meta_path.remove(watch)
+    reads.end()
 
     gc.collect()
     report.refused(ledger.refusals())
     for part in _frozen.parts:
         part.settle()
     _kept.extend((_frozen, _subclass_tables()))
+    names_from_c = facts.pop("variables", bytes)()
     ready = report.line(
         "ready",
         pid=os.getpid(),
         **facts,
+        **reads.told(names_from_c, _frozen.pools),
         python=_python(),
         modules={name: _file(module) for name, module in sys.modules.items()},
         versions=_versions(),
@@ -139,7 +146,7 @@ def thaw(environ: bytes, argv: list[bytes], ignored: int, options: int) -> bytes
     start = Start(environ, argv, ignored)
     for part in _frozen.parts:
         part.thaw(start)
-    if any(_frozen.shadowed(directory) for directory in _first_searched(start)):
+    if any(_frozen.shadowed(*searched) for searched in _first_searched(start)):
         start.over()
     _frozen.hooks.after_restore()
     _frozen.full_exit = bool(options & FULL_EXIT)
@@ -187,24 +194,26 @@ def _program(start: Start) -> bytes:
     return program
 
 
-def _first_searched(start: Start) -> list[str]:
-    """The directories that are searched for modules before those where the frozen ones were found:
-    the program's own, and those of another PYTHONPATH than the image's."""
+def _first_searched(start: Start) -> list[tuple[str, bool]]:
+    """The directories that are searched for modules before those where the frozen ones were found,
+    and whether that is so from the interpreter's start on: the program's own, and those of another
+    PYTHONPATH than the image's."""
     directories = []
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         program = sys.argv[0]
         if program in ("", "-", "-c", "-m"):
-            directories.append(".")
+            directories.append((".", False))
         else:
             try:
                 program = os.path.realpath(program)
             except OSError:
                 # There is no current directory.
                 return []
-            directories.append(program if os.path.isdir(program) else os.path.dirname(program))
+            folder = program if os.path.isdir(program) else os.path.dirname(program)
+            directories.append((folder, False))
     path = start.variable(b"PYTHONPATH")
     if path != _frozen.path:
-        directories += [directory or "." for directory in path.split(":")] if path else []
+        directories += [(folder or ".", True) for folder in path.split(":")] if path else []
     return directories
 
 
@@ -333,11 +342,12 @@ class Frozen:
     """What the image holds for ``thaw``."""
 
     def __init__(self, preload: str | None) -> None:
-        environment = Environment(preload)
+        self.environment = environment = Environment(preload)
         locale = Locale(environment)
         self.randomness = Randomness()
         self.streams = Streams(locale)
         self.hooks = Hooks()
+        self.pools = pools = Pools(environment)
         self.parts: list[Part] = [
             environment,
             locale,
@@ -349,6 +359,7 @@ class Frozen:
             Tools(),
             self.randomness,
             Memories(),
+            pools,
             self,
         ]
         self.path = os.environ.get("PYTHONPATH", "")
@@ -371,16 +382,18 @@ class Frozen:
             and getattr(getattr(module, "__spec__", None), "origin", None) == file
         }
 
-    def shadowed(self, directory: str) -> bool:
+    def shadowed(self, directory: str, at_start: bool) -> bool:
         """Whether one of the imported modules would be another one, imported from this directory:
-        what the program finds there first must be what it gets."""
+        what the program finds there first must be what it gets. At its start, an interpreter also
+        looks there for what an administrator or user wants to be run."""
         try:
             names = os.listdir(directory)
         except OSError:
             return False
         for entry in names:
             name, _, suffix = entry.partition(".")
-            if name not in self.files:
+            custom = at_start and name in ("sitecustomize", "usercustomize")
+            if name not in self.files and not (custom and name not in self.table):
                 continue
             path = f"{directory}/{entry}"
             if suffix:
@@ -391,7 +404,7 @@ class Frozen:
             try:
                 if not os.path.samefile(path, self.files[name]):
                     return True
-            except OSError:
+            except (OSError, KeyError):
                 return True
         return False
 
@@ -728,6 +741,7 @@ class System:
         self.path = sys.path
         self.frozen = list(sys.path)
         self.site: Any = sys.modules.get("site")
+        self.user_site: str | None = self.site and self.site.ENABLE_USER_SITE and self.site.USER_SITE
 
     @staticmethod
     def resolve(value: str) -> list[str]:
@@ -758,24 +772,32 @@ class System:
             path = kept[:place] + entries + kept[place:]
         # CPython 3.10 has put another list there, without what site had added.
         sys.path, sys.path[:] = self.path, path
-        if self.home_of(start.environ) != self.home:
-            self.move_home()
+        there = self.user_site and os.path.isdir(self.user_site)
+        if self.home_of(start.environ) != self.home or there != (self.user_site in self.frozen):
+            self.move_home(start)
 
-    def move_home(self) -> None:
-        """The user's own packages are another user's."""
+    def move_home(self, start: Start) -> None:
+        """The user's own packages are another user's, or are there now, or no more."""
         site, path = self.site, sys.path
         if site is None or not site.ENABLE_USER_SITE:
             return
         old = site.USER_SITE
         site.USER_BASE = site.USER_SITE = None
         new = site.getusersitepackages()
-        if new == old:
+        sysconfig: Any = sys.modules.get("sysconfig")
+        known = getattr(sysconfig, "_CONFIG_VARS", None)
+        if known and "userbase" in known:
+            known["userbase"] = site.USER_BASE
+        there = os.path.isdir(new)
+        if new == old and there == (old in path):
             return
         place = next((path.index(entry) for entry in site.getsitepackages() if entry in path), None)
         if old in path:
             place = path.index(old)
             path.remove(old)
-        if os.path.isdir(new):
+        if there:
+            if _frozen.shadowed(new, True):
+                start.over()
             known = len(path)
             site.addsitedir(new)
             if place is not None:
@@ -974,6 +996,68 @@ class Memories:
         if self.logging:
             clock = time.time if isinstance(self.logging._startTime, float) else time.time_ns
             self.logging._startTime = clock()
+
+
+class Pools:
+    """The threads of the numeric libraries, as many as the variables say or this process has
+    processors: what the libraries find out when they are loaded."""
+
+    LIBRARIES = (
+        (
+            ("openblas",),
+            (
+                "openblas_set_num_threads",
+                "openblas_set_num_threads64_",
+                "scipy_openblas_set_num_threads",
+                "scipy_openblas_set_num_threads64_",
+            ),
+            (b"OPENBLAS_NUM_THREADS", b"GOTO_NUM_THREADS", b"OMP_NUM_THREADS"),
+        ),
+        (("libgomp", "libomp", "libiomp"), ("omp_set_num_threads",), (b"OMP_NUM_THREADS",)),
+    )
+    """By the name of the file: functions that set the number, and variables, the first one first."""
+    OTHERS = ("torch", "tensorflow", "jax", "numba")
+    """Packages with pools of their own that look at the same variables."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.pools: list[tuple[Callable[[int], object], Sequence[bytes]]] = []
+
+    def settle(self) -> None:
+        ctypes: Any = sys.modules.get("ctypes")
+        if ctypes is None or any(name in sys.modules for name in self.OTHERS):
+            return
+        files = {line.split(None, 5)[-1].strip() for line in _read("/proc/self/maps").splitlines()}
+        for path in sorted(files):
+            for keys, functions, variables in self.LIBRARIES:
+                if not any(key in path.rpartition("/")[2] for key in keys):
+                    continue
+                library = ctypes.CDLL(path, os.RTLD_NOLOAD | os.RTLD_NOW)
+                function = next((name for name in functions if hasattr(library, name)), None)
+                if function is None:
+                    self.pools.clear()
+                    return
+                self.pools.append((getattr(library, function), variables))
+        self.processors = len(os.sched_getaffinity(0))
+
+    def variables(self) -> set[bytes]:
+        """Those that need not be as they were."""
+        return {name for _, variables in self.pools for name in variables}
+
+    @staticmethod
+    def number(environ: Mapping[bytes, bytes], variables: Sequence[bytes], processors: int) -> int:
+        given = (int(value) for name in variables if (value := environ.get(name, b"")).isdigit())
+        return next((number for number in given if number), processors)
+
+    def thaw(self, start: Start) -> None:
+        if not self.pools:
+            return
+        processors = len(os.sched_getaffinity(0))
+        for function, variables in self.pools:
+            before = self.number(self.environment.original, variables, self.processors)
+            now = self.number(start.environ, variables, processors)
+            if now != before:
+                function(now)
 
 
 class Warnings:
@@ -1205,6 +1289,117 @@ class WatchedLoader:
         note = self.notes.pop(self.spec.name, None)
         if note:
             note(module)
+
+
+class Reads:
+    """Stands in for the dictionary behind ``os.environ`` while the imports run, and notes which
+    variables they look at: what they found there is part of the image. Who copies all of them reads
+    none; but a module that goes through all looks for those that begin with its own name."""
+
+    AGAIN = ("site", "sysconfig", "tempfile")
+    """Modules that are told to look again in every restored process."""
+    AT_EACH_CALL = {"joblib", "sklearn", "threadpoolctl"}
+    """Packages that ask for the number of threads each time that they need it."""
+    ON_BEHALF = ("os", "posixpath", "pathlib", "collections", "_collections_abc")
+    """Modules that look for whoever calls them."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.data = environment.data
+        self.names: dict[bytes, set[str]] = {}
+        self.families: set[bytes] = set()
+        self.listed: Iterator[bytes] = iter(())
+        self.stand_in(self)
+
+    @staticmethod
+    def stand_in(data: Any) -> None:
+        os.environ._data = os.environb._data = data  # type: ignore[attr-defined]
+
+    def end(self) -> None:
+        self.stand_in(self.data)
+
+    def told(self, names_from_c: bytes, pools: Pools) -> dict[str, object]:
+        """For each variable what it may be, None for absent: as it was, or as the imports leave it
+        to their children; and which the pools set themselves to. Text of JSON stands for bytes, one character each."""
+        original = self.environment.original
+        names = self.names.keys() | set(names_from_c.split(b"\0")) | self.read_by_site()
+        names.discard(b"")
+        names |= {name for name in original if name.startswith(tuple(self.families))}
+        later = {name: after for name, _, after in self.environment.changes}
+        variables = {}
+        for name in names - _NO_MATTER:
+            values = {original.get(name), later.get(name, original.get(name))}
+            variables[name.decode("latin-1")] = [
+                value if value is None else value.decode("latin-1") for value in values
+            ]
+        settable = {
+            name for name in pools.variables() if self.names.get(name, set()) <= self.AT_EACH_CALL
+        }
+
+        def texts(names: set[bytes]) -> list[str]:
+            return [name.decode("latin-1") for name in names]
+
+        return {
+            "variables": variables,
+            "families": texts(self.families),
+            "settable": texts(settable),
+        }
+
+    def __getitem__(self, name: bytes) -> bytes:
+        if next(self.listed, None) != name:
+            self.listed = iter(())
+            # What an import has put there itself is its own.
+            same = self.data.get(name) == self.environment.original.get(name)
+            reader = self.reader()
+            if same and reader not in self.AGAIN:
+                self.names.setdefault(name, set()).add(reader)
+        return self.data[name]
+
+    @staticmethod
+    def read_by_site() -> set[bytes]:
+        """What the code in .pth files has looked at, when this was not there yet: every word of it
+        that may be a variable's name."""
+        names = {b"COVERAGE_PROCESS_START", b"COVERAGE_PROCESS_CONFIG"}
+        for directory in sys.path:
+            for file in os.listdir(directory) if os.path.isdir(directory) else ():
+                if not file.endswith(".pth"):
+                    continue
+                for line in _read(f"{directory}/{file}").splitlines():
+                    if line.startswith(("import ", "import\t")):
+                        text = "".join(c if c.isalnum() or c == "_" else " " for c in line)
+                        words = (word for word in text.split() if word.isupper() and "_" in word)
+                        names.update(word.encode() for word in words)
+        return names
+
+    def reader(self) -> str:
+        """The package whose code looks at the environment."""
+        frame: Any = sys._getframe(2)
+        while frame:
+            package = str(frame.f_globals.get("__name__")).partition(".")[0]
+            if package not in self.ON_BEHALF:
+                return package
+            frame = frame.f_back
+        return "__main__"
+
+    def __setitem__(self, name: bytes, value: bytes) -> None:
+        self.data[name] = value
+
+    def __delitem__(self, name: bytes) -> None:
+        del self.data[name]
+
+    def __iter__(self) -> Iterator[bytes]:
+        package = self.reader()
+        if package.isidentifier() and package != "__main__":
+            self.families.add(package.upper().encode() + b"_")
+        names = list(self.data)
+        self.listed = iter(names)
+        return iter(names)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.data, name)
 
 
 class Report:

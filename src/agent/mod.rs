@@ -84,6 +84,13 @@ pub struct Ready {
     pub descriptors: Vec<Opened>,
     /// The shared mappings.
     pub mappings: Vec<Mapped>,
+    /// What each environment variable that the imports have read may be, absent for `None`. A character
+    /// stands for a byte, as in ISO 8859-1.
+    pub variables: BTreeMap<String, Vec<Option<String>>>,
+    /// How names begin of which the imports have read all that there are, likewise.
+    pub families: Vec<String>,
+    /// Those that a restored process sets itself to where they are a number, likewise.
+    pub settable: Vec<String>,
     /// After which step each running interval timer (getitimer(2)) was there.
     pub timers: Vec<String>,
 }
@@ -158,13 +165,15 @@ mod tests {
                 "versions": {"json": "2.0.9"},
                 "descriptors": [{"descriptor": 3, "target": "/dev/urandom",
                 "owner": "import json"}],
-                "mappings": [{"address": 4096, "owner": "import json"}], "timers": []}"#,
+                "mappings": [{"address": 4096, "owner": "import json"}], "timers": [],
+                "variables": {"HOME": ["/", null]}, "families": ["JSON_"], "settable": []}"#,
         );
         let Event::Ready(ready) = ready else { panic!("{ready:?}") };
         assert_eq!((ready.pid, ready.thaw, ready.resident), (7, 4096, (1, 2)));
         assert_eq!(ready.modules["sys"], None);
         assert_eq!(ready.descriptors[0].owner, "import json");
         assert_eq!(ready.mappings[0].address, 4096);
+        assert_eq!(ready.variables["HOME"], [Some("/".into()), None]);
     }
 
     #[test]

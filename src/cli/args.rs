@@ -40,6 +40,7 @@ pub(super) enum Command {
     Doctor(Doctor),
     Inspect(Inspect),
     Export(Export),
+    Bench(Bench),
     Starter(Starter),
     #[command(hide = true)]
     Child(Child),
@@ -257,6 +258,45 @@ pub(super) struct Run {
     pub(super) arguments: Vec<OsString>,
 }
 
+/// Time a script from an image beside the same script by python3.
+///
+/// Everything after IMAGE is what `python3` would be given, as for `run`. It is run by python3 itself,
+/// from the image, from the image with everything that makes it fast left out, and through CRIU where
+/// you may; beside that, a python3 that does nothing. All take turns, so that a busy machine slows all of
+/// them alike: what counts are the ratios. Standard input is empty, standard error is thrown away.
+///
+/// Exit status 1: not every run had the output and the status that python3 has.
+#[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "preloaded-criu bench [OPTIONS] <IMAGE> [PYTHON ARGUMENTS]...",
+    after_help = "\
+Examples:
+  preloaded-criu bench snap.img script.py --flag x
+  preloaded-criu bench --runs 100 --json snap.img -c 'import numpy'"
+)]
+pub(super) struct Bench {
+    /// How often everything is run
+    #[arg(long, value_name = "COUNT", default_value = "30")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) runs: u16,
+
+    /// How long the runs of each may take together; what is slow is run less often, but three times
+    #[arg(long, value_name = "COUNT", default_value = "10")]
+    pub(super) seconds: u32,
+
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub(super) image: PathBuf,
+
+    /// What python3 would be given
+    #[arg(value_name = "PYTHON ARGUMENTS")]
+    pub(super) arguments: Vec<OsString>,
+}
+
 /// Write a small executable that is used in the place of python3.
 ///
 /// A starter runs an image as `preloaded-criu run` does, and can be named wherever python3 can: in the
@@ -447,8 +487,11 @@ pub(super) fn parse(mut arguments: Vec<OsString>) -> Result<Command, clap::Error
         return Ok(Command::Start(start));
     }
     // What comes after the image is python's, whatever it looks like: clap must not see it.
-    let is_run = arguments.get(1).is_some_and(|name| name == "run");
-    let python = if is_run { arguments.split_off(image_end(&arguments)) } else { Vec::new() };
+    let is = |wanted: &str| arguments.get(1).is_some_and(|name| name == wanted);
+    let is_run = is("run");
+    let is_python_after = is_run || is("bench");
+    let python =
+        if is_python_after { arguments.split_off(image_end(&arguments)) } else { Vec::new() };
     let mut command = match arguments.as_slice() {
         // The usual run does without clap, which takes longer than opening the image.
         [_, _, image] if is_run && !is_option(image) => {
@@ -456,13 +499,15 @@ pub(super) fn parse(mut arguments: Vec<OsString>) -> Result<Command, clap::Error
         }
         _ => Cli::try_parse_from(arguments)?.command,
     };
-    if let Command::Run(run) = &mut command {
-        run.arguments.extend(python);
+    match &mut command {
+        Command::Run(run) => run.arguments.extend(python),
+        Command::Bench(bench) => bench.arguments.extend(python),
+        _ => {}
     }
     Ok(command)
 }
 
-/// One past the place of the image among the arguments of `run`: the first that is neither an
+/// One past the place of the image among the arguments of a command: the first that is neither an
 /// option nor an option's value.
 fn image_end(arguments: &[OsString]) -> usize {
     let mut place = 2;
@@ -471,7 +516,7 @@ fn image_end(arguments: &[OsString]) -> usize {
         if !is_option(argument) {
             break;
         }
-        if takes_value(argument) {
+        if takes_value(&arguments[1], argument) {
             place += 1;
         }
     }
@@ -482,16 +527,16 @@ fn is_option(argument: &OsStr) -> bool {
     argument.as_encoded_bytes().starts_with(b"-")
 }
 
-/// Whether this option of `run` has its value in the argument that follows.
-fn takes_value(option: &OsStr) -> bool {
+/// Whether this option of a command has its value in the argument that follows.
+fn takes_value(name: &OsStr, option: &OsStr) -> bool {
     let command = Cli::command();
-    let Some(run) = command.find_subcommand("run") else { return false };
+    let Some(command) = command.find_subcommand(name) else { return false };
     let is_it = |arg: &&Arg| {
         let long = arg.get_long().map(|long| format!("--{long}"));
         let short = arg.get_short().map(|short| format!("-{short}"));
         [long, short].into_iter().flatten().any(|name| option == name.as_str())
     };
-    run.get_opts().find(is_it).is_some_and(|arg| arg.get_action().takes_values())
+    command.get_opts().find(is_it).is_some_and(|arg| arg.get_action().takes_values())
 }
 
 /// Reads `NAME=VALUE`, whatever bytes the value has.
@@ -576,6 +621,21 @@ mod tests {
                 assert_eq!(run.full_exit, ours.len() == 3);
             }
         }
+    }
+
+    #[test]
+    fn a_bench_has_what_a_run_has_behind_the_image() {
+        let bench = |line: &[&str]| match command(line) {
+            Ok(Command::Bench(bench)) => bench,
+            other => panic!("{other:?}"),
+        };
+        let plain = bench(&["bench", "snap.img"]);
+        assert_eq!((plain.runs, plain.arguments.len()), (30, 0));
+        let full =
+            bench(&["bench", "--runs", "5", "--json", "snap.img", "x.py", "--runs", "--json"]);
+        assert_eq!((full.runs, full.json, full.image.as_os_str()), (5, true, "snap.img".as_ref()));
+        assert_eq!(full.arguments, ["x.py", "--runs", "--json"]);
+        assert!(command(&["bench", "--runs", "0", "snap.img"]).is_err());
     }
 
     #[test]
@@ -675,7 +735,11 @@ mod tests {
 
     #[test]
     fn options_with_values_are_known_as_such() {
-        assert!(!takes_value("--full-exit".as_ref()));
-        assert!(!takes_value("--unknown".as_ref()));
+        let takes_value = |name: &str, option: &str| takes_value(name.as_ref(), option.as_ref());
+        assert!(!takes_value("run", "--full-exit"));
+        assert!(!takes_value("run", "--unknown"));
+        assert!(takes_value("run", "--engine"));
+        assert!(takes_value("bench", "--runs"));
+        assert!(!takes_value("bench", "--json"));
     }
 }

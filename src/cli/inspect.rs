@@ -134,6 +134,9 @@ impl Subject<'_> {
                 Some(why) => format!("no: {why}"),
             },
         );
+        let read = self.image.check().variables.names().count();
+        let read = units::count(read, "variable", "variables");
+        text.line("has read", &format!("{read} of the environment (--json names them)"));
         text.line("threads", &counted(&self.manifest.threads));
         text.line("signals", &self.signals().join(", "));
         text.line("opens", &self.descriptors().join(", "));
@@ -284,6 +287,7 @@ impl Subject<'_> {
                 "vdso": format!("{:016x}", check.machine.vdso),
                 "cpu_features": check.machine.cpu.features(),
                 "files": files.collect::<Vec<_>>(),
+                "variables": check.variables.names().map(String::from_utf8_lossy).collect::<Vec<_>>(),
             },
             "memory": self.memory_as_json(),
             "signals": self.signals(),

@@ -2,6 +2,7 @@
 //! an exit status. The only place that prints or decides how the program ends.
 
 mod args;
+mod bench;
 mod doctor;
 mod export;
 mod inspect;
@@ -65,6 +66,7 @@ fn execute(command: Command) -> Result<i32, Failure> {
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
         Command::Export(arguments) => export::export(&arguments),
+        Command::Bench(arguments) => bench::bench(arguments),
     }
 }
 

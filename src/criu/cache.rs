@@ -3,7 +3,7 @@
 //! Each start of CRIU probes the kernel for up to 0.1 s unless it finds `criu.kdat` in
 //! `XDG_RUNTIME_DIR`. It writes that file on a tmpfs only, so that it goes with the boot, and takes
 //! any file of the right size for its own. So it gets a directory that is private to one version of
-//! it in one kind of namespace, inside the user's own runtime directory.
+//! it in one kind of namespace, inside the user's own runtime directory or in `/dev/shm`.
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -36,7 +36,17 @@ pub fn runtime_directory(version: Version, isolation: Isolation) -> Option<PathB
     user.into_iter()
         .chain(root)
         .filter(|path| is_ours_on_tmpfs(path))
+        .chain(shared_memory())
         .find_map(|path| prepare(&path, version, isolation))
+}
+
+/// A directory of ours where everybody may make one: containers have no other tmpfs. Nobody else can
+/// have made it, or it is not ours.
+fn shared_memory() -> Option<PathBuf> {
+    let path = PathBuf::from(format!("/dev/shm/preloaded-criu-{}", geteuid()));
+    // It may be there already.
+    let _ = DirBuilder::new().mode(0o700).create(&path);
+    is_ours_on_tmpfs(&path).then_some(path)
 }
 
 fn prepare(base: &Path, version: Version, isolation: Isolation) -> Option<PathBuf> {

@@ -125,17 +125,24 @@ impl Worker {
     ///
     /// The kernel's reason, or that the packet is no message of CRIU's.
     pub fn receive(&self) -> io::Result<Option<Criu_resp>> {
-        self.receive_noting(|_| {})
+        self.receive_noting(None, |_| {})
     }
 
     /// As [`Worker::receive`]; `note` is called with the name of each notification (criu.org/RPC,
-    /// "Notifications"), and CRIU waits until it has returned.
+    /// "Notifications"), and CRIU waits until it has returned. `process` can be read when CRIU has
+    /// ended: its end of the connection may outlive it in processes that it has started.
     ///
     /// # Errors
     ///
     /// As [`Worker::receive`].
-    pub fn receive_noting(&self, mut note: impl FnMut(&str)) -> io::Result<Option<Criu_resp>> {
-        while let Some(answer) = self.packet()? {
+    pub fn receive_noting(
+        &self,
+        process: Option<BorrowedFd<'_>>,
+        mut note: impl FnMut(&str),
+    ) -> io::Result<Option<Criu_resp>> {
+        while self.says_more(process)?
+            && let Some(answer) = self.packet()?
+        {
             if answer.type_() != Criu_req_type::NOTIFY {
                 return Ok(Some(answer));
             }
@@ -143,6 +150,20 @@ impl Worker {
             self.acknowledge()?;
         }
         Ok(None)
+    }
+
+    /// Waits until there is something to be received, or the process has ended.
+    fn says_more(&self, process: Option<BorrowedFd<'_>>) -> io::Result<bool> {
+        let Some(process) = process else { return Ok(true) };
+        let [line, process] = [self.as_fd(), process].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut polled = [line, process];
+        loop {
+            match poll(&mut polled, PollTimeout::NONE) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+                Ok(_) => return Ok(polled[0].any().unwrap_or(true)),
+            }
+        }
     }
 
     /// As [`Worker::receive`], for so many milliseconds.
@@ -198,7 +219,7 @@ impl AsFd for Worker {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsFd, OwnedFd};
 
     use protobuf::Message;
     use rust_criu::rust_criu_protobuf::rpc::{Criu_req, Criu_req_type, Criu_resp};
@@ -238,6 +259,19 @@ mod tests {
         drop(end);
         assert!(worker.receive().expect("end of file is no error").is_none());
         assert!(worker.send(&Criu_req::new()).is_err());
+    }
+
+    #[test]
+    fn the_end_of_criu_is_noticed_though_somebody_holds_its_connection() {
+        let (worker, end) = Worker::connect().expect("a socket pair");
+        let (ended, process) = std::io::pipe().expect("a pipe");
+        let mut held = file(end);
+        held.write_all(&answer(Criu_req_type::RESTORE)).expect("a packet");
+        drop(process);
+        let last = worker.receive_noting(Some(ended.as_fd()), |_| {}).expect("the last word");
+        assert_eq!(last.expect("it was said before").type_(), Criu_req_type::RESTORE);
+        assert!(worker.receive_noting(Some(ended.as_fd()), |_| {}).expect("no error").is_none());
+        drop(held);
     }
 
     #[test]

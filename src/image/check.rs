@@ -5,6 +5,7 @@
 //! ```text
 //!   interpreter, argv0, libc, kernel release     strings
 //!   settings: their number u32, name and value of each; what the locale is made from, the encoding: strings
+//!   variables that the imports have read (`variables`)
 //!   vDSO hash u64
 //!   register states u64, their bytes u32, number of feature words u32, feature words u32 each
 //!   files, to the end: path, size u64, modified {seconds i64, nanoseconds u32}, content hash u64
@@ -22,6 +23,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::bytes::{Cursor, put_bytes};
 use super::machine::{Cpu, Machine, WORDS};
+use super::variables::Variables;
 use crate::cpython::Settings;
 
 /// What an image depends on.
@@ -37,6 +39,8 @@ pub struct Check {
     pub kernel: String,
     /// What the interpreter was started with.
     pub settings: Settings,
+    /// What the imports have read of the environment.
+    pub variables: Variables,
     /// Kernel and processor.
     pub machine: Machine,
     /// Files whose content the image refers to: the interpreter and all that is mapped.
@@ -91,6 +95,10 @@ pub enum Stale {
     /// A file with other content.
     #[error("{} has changed since", .0.display())]
     Changed(PathBuf),
+    /// A variable that the imports would read otherwise now.
+    #[error("its imports have read the environment variable {}, which is another here",
+        String::from_utf8_lossy(.0))]
+    Variable(Vec<u8>),
     /// A file that this user may not look at.
     #[error("{} cannot be looked at: {why}", path.display())]
     Unreadable {
@@ -137,6 +145,17 @@ impl Check {
         }
     }
 
+    /// Whether the imports would find in this environment what they have found. A `child` may be given
+    /// another number of threads: it sets its pools to it.
+    pub(super) fn compare_variables<'a>(
+        &'a self,
+        environment: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+        child: bool,
+    ) -> Result<(), Stale> {
+        let differing = self.variables.differing(environment, child);
+        differing.map_or(Ok(()), |name| Err(Stale::Variable(name.to_vec())))
+    }
+
     /// Whether a file has the content that it had, its hash says.
     pub(super) fn compare_content(path: &Path, content: u64) -> Result<(), Stale> {
         let found = File::open(path).and_then(hash).map_err(|why| Stale::unreadable(path, why))?;
@@ -164,6 +183,7 @@ impl Check {
         put_bytes(&mut out, self.libc.as_bytes());
         put_bytes(&mut out, self.kernel.as_bytes());
         put_settings(&mut out, &self.settings);
+        self.variables.encode(&mut out);
         let Machine { vdso, cpu } = &self.machine;
         out.extend(vdso.to_le_bytes());
         out.extend(cpu.states.to_le_bytes());
@@ -191,6 +211,7 @@ impl Check {
         let libc = text(&mut cursor)?;
         let kernel = text(&mut cursor)?;
         let settings = settings(&mut cursor)?;
+        let variables = Variables::decode(&mut cursor)?;
         let vdso = cursor.u64()?;
         let mut cpu = Cpu { states: cursor.u64()?, state_bytes: cursor.u32()?, ..Cpu::default() };
         (cursor.u32()? as usize == WORDS).then_some(())?;
@@ -207,7 +228,7 @@ impl Check {
             });
         }
         let machine = Machine { vdso, cpu };
-        Some(Self { interpreter, argv0, libc, kernel, settings, machine, files })
+        Some(Self { interpreter, argv0, libc, kernel, settings, variables, machine, files })
     }
 }
 
@@ -303,7 +324,14 @@ mod tests {
     use super::*;
 
     fn check() -> Check {
+        let mut variables = Variables::default();
+        variables.allow(b"READ".to_vec(), Some(b"1"));
+        variables.allow(b"READ".to_vec(), None);
+        variables.allow(b"\xff".to_vec(), None);
+        variables.add_family(b"NUMBA_".to_vec());
+        variables.add_settable(b"READ".to_vec());
         Check {
+            variables,
             interpreter: "/usr/bin/python3.11".into(),
             argv0: "python3".into(),
             libc: "glibc 2.36".into(),
@@ -393,7 +421,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn damaged_bytes_do_no_harm(at in 0_usize..400, byte: u8, cut in 0_usize..400) {
+        fn damaged_bytes_do_no_harm(at in 0_usize..500, byte: u8, cut in 0_usize..500) {
             let mut bytes = check().encode();
             let length = bytes.len();
             bytes[at % length] = byte;

@@ -193,6 +193,12 @@ impl Explain for ImageError {
     fn hint(&self) -> String {
         match self {
             Self::Unusable { why, .. } => why.hint(),
+            Self::Stale { why: Stale::Variable(name), .. } => {
+                let name = String::from_utf8_lossy(name);
+                format!(
+                    "give {name} the value that it had, or make an image with this one (what looks like a secret needs `snapshot --env`); `--fallback` starts without an image"
+                )
+            }
             Self::Stale { path, .. } => {
                 format!("`preloaded-criu snapshot --refresh {}` makes it again", path.display())
             }

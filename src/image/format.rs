@@ -26,7 +26,7 @@ pub(super) const PAGE: u64 = 4096;
 pub(super) const PAGE_BYTES: usize = PAGE as usize;
 
 /// The format that this program writes and reads.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 const MAGIC: &[u8; 8] = b"PCRIUIMG";
 const CHECKSUM_AT: Range<usize> = 16..24;
@@ -249,7 +249,10 @@ mod tests {
         assert!(matches!(decode(&[0; PAGE_BYTES]), Fault::Foreign));
         assert!(matches!(decode(&page[..7]), Fault::CutOff { .. }));
         assert!(matches!(decode(&page[..PAGE_BYTES - 1]), Fault::CutOff { .. }));
-        assert!(matches!(decode(&forged(|page| page[8] = 3)), Fault::Newer { found: 3, known: 2 }));
+        assert!(matches!(
+            decode(&forged(|page| page[8] = 9)),
+            Fault::Newer { found: 9, known: FORMAT_VERSION }
+        ));
         assert!(matches!(decode(&forged(|page| page[8] = 0)), Fault::Older { found: 0, .. }));
         assert!(matches!(
             Header::decode(&page, 19 * PAGE).unwrap_err(),

@@ -27,6 +27,7 @@ mod manifest;
 mod pages;
 mod reader;
 mod trust;
+mod variables;
 mod writer;
 
 pub use archive::Archive;
@@ -37,6 +38,7 @@ pub use machine::{Cpu, Machine};
 pub use manifest::{Again, Host, Manifest, Memory, MemoryKind, Module, Python, Recipe};
 pub use pages::PageRun;
 pub use reader::Image;
+pub use variables::Variables;
 pub use writer::{Contents, MEMORY_OFFSET, Writer};
 
 #[cfg(test)]

@@ -116,6 +116,17 @@ impl Image {
         Ok(())
     }
 
+    /// Whether the imports would find in this environment what they have found. A `child` may be given
+    /// another number of threads: it sets its pools to it.
+    pub fn compare_variables<'a>(
+        &'a self,
+        environment: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+        child: bool,
+    ) -> Result<(), ImageError> {
+        let stale = |why| ImageError::Stale { path: self.path.clone(), why };
+        self.check.compare_variables(environment, child).map_err(stale)
+    }
+
     /// What the image is, for people.
     pub fn manifest(&self) -> Result<Manifest, ImageError> {
         let bytes = self.bytes(SectionKind::Manifest)?;

@@ -4,7 +4,7 @@ mod orders;
 mod through_criu;
 
 use std::convert::Infallible;
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::read_link;
 use std::iter;
 use std::path::{Path, PathBuf, absolute};
@@ -212,9 +212,15 @@ fn arguments(image: &Image, request: &Request) -> Result<Vec<OsString>, RunError
         Some(name) => return Err(RunError::OtherName { name: name.clone() }),
         None => own_name(argv0, &interpreter),
     };
+    let environment = environment();
     // Where the loader would not load the restorer, there is no way to the image.
-    if starts_securely(&interpreter) || !stands_for(image.check(), &request.arguments) {
+    let is_reachable = !starts_securely(&interpreter);
+    if !is_reachable || !stands_for(image.check(), &request.arguments, &environment) {
         match start(interpreter, name, &request.arguments)? {}
+    }
+    if request.check != Depth::Off {
+        let child = request.program.is_some();
+        image.compare_variables(variables(&environment), child)?;
     }
     Ok(iter::once(name).chain(request.arguments.iter().cloned()).collect())
 }
@@ -261,14 +267,17 @@ fn own_name(name: OsString, interpreter: &Path) -> OsString {
 /// Whether the frozen interpreter may stand for a new one with these arguments in this environment.
 /// Where something differs that only a new interpreter can heed, a run is the interpreter's own: as
 /// slow as ever, and right.
-fn stands_for(check: &Check, arguments: &[OsString]) -> bool {
-    let environment = environment();
-    let variables = environment.iter().filter_map(|entry| {
+fn stands_for(check: &Check, arguments: &[OsString], environment: &[CString]) -> bool {
+    check.settings.fits(&Settings::new(&CommandLine::parse(arguments), variables(environment)))
+}
+
+/// Names and values.
+fn variables(environment: &[CString]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    environment.iter().filter_map(|entry| {
         let entry = entry.to_bytes();
         let equals = entry.iter().position(|byte| *byte == b'=')?;
         Some((&entry[..equals], &entry[equals + 1..]))
-    });
-    check.settings.fits(&Settings::new(&CommandLine::parse(arguments), variables))
+    })
 }
 
 /// What a restore would otherwise find out when there is no way back.

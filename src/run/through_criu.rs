@@ -1,10 +1,12 @@
 //! A run by CRIU itself: the script is a child of ours, restored by `criu swrk`, and we stay with it.
 
 use std::ffi::{CString, OsString};
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -24,7 +26,7 @@ use crate::sys::caller::{
 use crate::sys::inherited::environment;
 use crate::sys::keeper::{Isolation, Keeper, KeeperError};
 use crate::sys::numbers::Numbers;
-use crate::sys::spawn::end_child;
+use crate::sys::spawn::Orphans;
 use crate::sys::supervise::{Held, end_alike, supervise};
 use crate::sys::witness::Witness;
 
@@ -32,6 +34,10 @@ use crate::sys::witness::Witness;
 const FROZEN_ORDERS: u32 = 202;
 /// How often other numbers are tried where somebody else has taken ours.
 const ATTEMPTS: usize = 5;
+/// What CRIU says of a number that it cannot have, for a process (criu/cr-restore.c, `fork_with_pid`)
+/// and for a thread (criu/pie/restorer.c, `__export_restore_task`; its own number format).
+const TAKEN: [&str; 4] =
+    ["File exists", "do not match expected", "Unable to create a thread: -17", "Unable to clone"];
 /// Where private directories on a tmpfs can be.
 const PLACES: [&str; 2] = ["/run", "/dev/shm"];
 
@@ -67,6 +73,9 @@ pub enum ThroughCriuError {
 impl Explain for ThroughCriuError {
     fn hint(&self) -> String {
         match self {
+            Self::System { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                "mount /proc: the state of this process is read there".into()
+            }
             Self::System { .. } => {
                 "look at the limits on processes (ulimit -u), descriptors and memory".into()
             }
@@ -127,7 +136,7 @@ pub(super) fn run(launch: &Launch<'_>) -> Result<i32, ThroughCriuError> {
 
 fn is_race(error: &ThroughCriuError) -> bool {
     let ThroughCriuError::Criu(CriuError::NotRestored(reason)) = error else { return false };
-    ["File exists", "Can't fork for", "Pid "].iter().any(|part| reason.text.contains(part))
+    TAKEN.iter().any(|part| reason.text.contains(part))
 }
 
 /// One attempt.
@@ -139,9 +148,10 @@ fn restore(
     inherited: &[i32],
 ) -> Result<(Pid, Orders), ThroughCriuError> {
     let view = launch.view;
-    let directory = place().map_err(system("make a private directory in /dev/shm"))?;
-    // Removes the directory also where we are killed.
-    let keeper = Keeper::start(Isolation::Host, std::slice::from_ref(&directory))?;
+    let places = places();
+    // Removes the directory also where we are killed, so it knows of it before it is there.
+    let keeper = Keeper::start(Isolation::Host, &places)?;
+    let directory = make_first(&places).map_err(system("make a private directory in /dev/shm"))?;
     let mut numbers =
         Some(Numbers::take(view.threads().count()).map_err(system("start a process"))?);
     let taken: Vec<u32> = inherited
@@ -187,38 +197,48 @@ fn restore(
     let image = launch.image.file().try_clone().map_err(system("open the image again"))?;
     let runtime = criu::runtime_directory(criu.version, Isolation::Host);
     let files: [OwnedFd; 3] = [folder.into(), theirs, image.into()];
+    let orphans = Orphans::adopt(&plan.numbers).map_err(system("watch over CRIU's processes"))?;
     let (worker, running) = Worker::restorer(&criu.path, runtime.as_deref(), files)
         .map_err(|source| CriuError::Execute { path: criu.path.clone(), source })?;
+    let ended = running.watch();
     let answer = match worker.send(&plan.request()) {
-        Ok(()) => worker.receive_noting(|step| {
+        Ok(()) => worker.receive_noting(ended.as_ref().map(AsFd::as_fd), |step| {
             if step == "pre-restore" {
                 numbers.take();
             }
         }),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(None),
         Err(error) => Err(error),
-    }
-    .map_err(CriuError::Connection)?;
+    };
     drop(worker);
     let status = running.wait().ok();
-    let restored = criu::restore::judge(answer, status, &directory);
+    let restored = answer
+        .map_err(CriuError::Connection)
+        .and_then(|answer| criu::restore::judge(answer, status, &directory));
     drop(keeper);
-    if let (Err(_), Some(first)) = (&restored, plan.numbers.first()) {
-        // Half a process, where CRIU has ended in the middle.
-        end_child(Pid::from_raw(first.cast_signed()));
+    if restored.is_err() {
+        numbers.take();
+        // What CRIU was at when it ended: half a process, a probe of the kernel.
+        orphans.end();
     }
     Ok((Pid::from_raw(restored?), orders))
 }
 
-/// A new directory for this user alone, in memory where there is one.
-fn place() -> io::Result<PathBuf> {
+/// Where a directory may be made, in memory first, under a name that nobody can guess.
+fn places() -> Vec<PathBuf> {
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let places = own.into_iter().filter(|path| path.is_absolute());
+    let own = own.into_iter().filter(|path| path.is_absolute());
+    let name = format!("preloaded-criu-{:016x}", RandomState::new().hash_one(std::process::id()));
+    let all = own.chain(PLACES.map(PathBuf::from)).chain([std::env::temp_dir()]);
+    all.map(|place| place.join(&name)).collect()
+}
+
+/// Makes the first that can be made, for this user alone.
+fn make_first(places: &[PathBuf]) -> io::Result<PathBuf> {
     let mut last = io::Error::from(Errno::ENOENT);
-    let fallback = std::env::temp_dir();
-    for place in places.chain(PLACES.map(PathBuf::from)).chain([fallback]) {
-        match tempfile::Builder::new().prefix("preloaded-criu-").tempdir_in(&place) {
-            Ok(directory) => return Ok(directory.keep()),
+    for place in places {
+        match DirBuilder::new().mode(0o700).create(place) {
+            Ok(()) => return Ok(place.clone()),
             Err(error) => last = error,
         }
     }

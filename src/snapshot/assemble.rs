@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf, absolute};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 use nix::sys::utsname::uname;
 
 use crate::agent::Ready;
 use crate::image::{
     Archive, Check, Contents, FileStamp, Host, Machine, Manifest, Memory as MemoryFigures,
-    MemoryKind, Module, PageRun, Python, Writer,
+    MemoryKind, Module, PageRun, Python, Variables, Writer,
 };
 use crate::native::builder::{Built, Facts, build};
 use crate::native::layout::Piece;
@@ -197,9 +198,29 @@ fn check(
         libc: libc_version(process),
         kernel: kernel_release(),
         settings: frozen.settings.clone(),
+        variables: variables(recipe, &frozen.ready),
         machine: Machine::here(),
         files,
     })
+}
+
+/// What the imports have read of the environment. What the recipe has set for them need not be set in
+/// a run.
+fn variables(recipe: &Recipe, ready: &Ready) -> Variables {
+    let bytes = |text: &str| text.chars().filter_map(|byte| u8::try_from(byte).ok()).collect();
+    let mut variables = Variables::default();
+    for (name, values) in &ready.variables {
+        let name: Vec<u8> = bytes(name);
+        for value in values {
+            variables.allow(name.clone(), value.as_deref().map(bytes).as_deref());
+        }
+        if recipe.environment.iter().any(|(set, _)| set.as_bytes() == name) {
+            variables.allow(name, None);
+        }
+    }
+    ready.families.iter().for_each(|family| variables.add_family(bytes(family)));
+    ready.settable.iter().for_each(|name| variables.add_settable(bytes(name)));
+    variables
 }
 
 /// The files that a run compares only when it is asked to, with the hash of each.

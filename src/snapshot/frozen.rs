@@ -217,8 +217,8 @@ fn dump(
     drop(theirs);
     let answer = match worker.send(&dump.request()) {
         Ok(()) => {
-            target.wait_for(worker.as_fd())?;
-            worker.receive()
+            let answered = target.wait_for(worker.as_fd(), started.pid)?;
+            if answered { worker.receive() } else { Ok(None) }
         }
         // It has ended already: its status says why.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(None),

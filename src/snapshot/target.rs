@@ -194,18 +194,26 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Waits until `other` can be read, and until then does what there is to do. The status of a
-    /// program that ends meanwhile is returned by the keeper when it is asked.
-    pub(super) fn wait_for(&mut self, other: BorrowedFd<'_>) -> Result<(), SnapshotError> {
+    /// Waits until `other`, which a program writes to, can be read, and until then does what there is
+    /// to do. False where that program has ended before: what it leaves running may hold the other
+    /// end. The status of a program that ends meanwhile is returned by the keeper when it is asked.
+    pub(super) fn wait_for(
+        &mut self,
+        other: BorrowedFd<'_>,
+        program: i32,
+    ) -> Result<bool, SnapshotError> {
+        let mut ended = false;
         loop {
-            let turn = self.turn(Some(other), PollTimeout::NONE)?;
+            let patience = if ended { PollTimeout::ZERO } else { PollTimeout::NONE };
+            let turn = self.turn(Some(other), patience)?;
             // Whoever waits for the process itself later must still learn of its end.
             if let Some((pid, status)) = turn.ended {
                 self.keeper.remember(pid, status);
             }
-            if turn.other {
-                return Ok(());
+            if turn.other || ended {
+                return Ok(turn.other);
             }
+            ended = turn.ended.is_some_and(|(pid, _)| pid == program);
         }
     }
 

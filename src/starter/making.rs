@@ -115,8 +115,12 @@ fn helps(why: &RunError, image: &Path) -> bool {
         | RunError::Image(ImageError::Stale { why: Stale::Gone(_) | Stale::Changed(_), .. }) => {
             true
         }
-        // Machines that share an image would make it in turns, a container at each of its starts.
-        RunError::Image(ImageError::Stale { why: Stale::Unreadable { .. }, .. }) => false,
+        // Callers with different variables, and machines that share an image, would make it in turns,
+        // a container at each of its starts.
+        RunError::Image(ImageError::Stale {
+            why: Stale::Variable(_) | Stale::Unreadable { .. },
+            ..
+        }) => false,
         RunError::Image(ImageError::Stale { .. }) => made_here(image),
         _ => false,
     }

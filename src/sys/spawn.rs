@@ -11,6 +11,7 @@ use std::process::{Command, ExitStatus};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -168,6 +169,18 @@ impl Running {
     }
 }
 
+impl Running {
+    /// A descriptor that can be read once it has ended (pidfd_open(2)); none where the kernel, or a
+    /// filter of a container's, has no such thing.
+    #[must_use]
+    pub fn watch(&self) -> Option<OwnedFd> {
+        let pid = self.0?.as_raw();
+        // SAFETY: takes no address; the process is ours until it is reaped.
+        let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        RawFd::try_from(descriptor).ok().filter(|number| *number >= 0).map(own)
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(pid) = self.0.take() {
@@ -195,13 +208,56 @@ pub(super) fn reap(pid: Pid) -> io::Result<ExitStatus> {
     }
 }
 
-/// Ends and reaps the child of this number, if there is such a child.
-pub fn end_child(pid: Pid) {
-    let mut status = 0;
-    // SAFETY: `status` is writable. A number that is somebody else's is no child of ours.
-    if unsafe { libc::waitpid(pid.as_raw(), &raw mut status, libc::WNOHANG) } == 0 {
-        let _ = kill(pid, Signal::SIGKILL);
-        let _ = reap(pid);
+/// As long as this is there, processes that our programs have started and not waited for become our
+/// children when their parents end (prctl(2), `PR_SET_CHILD_SUBREAPER`).
+#[derive(Debug)]
+pub struct Orphans {
+    /// Whether that was so before.
+    before: bool,
+    /// Children that we had before. Whoever has executed this program may have left us some.
+    older: Vec<Pid>,
+}
+
+impl Orphans {
+    /// Begins to take them. Processes of the numbers in `ours` are not older, whoever has them now.
+    ///
+    /// # Errors
+    ///
+    /// None that the kernel is known to give.
+    pub fn adopt(ours: &[u32]) -> io::Result<Self> {
+        let before = prctl::get_child_subreaper()?;
+        prctl::set_child_subreaper(true)?;
+        let mut older = children();
+        older.retain(|pid| !ours.contains(&pid.as_raw().cast_unsigned()));
+        Ok(Self { before, older })
+    }
+
+    /// Ends all children that have come since, and theirs.
+    pub fn end(&self) {
+        loop {
+            let ended: Vec<Pid> =
+                children().into_iter().filter(|pid| !self.older.contains(pid)).collect();
+            if ended.is_empty() {
+                return;
+            }
+            for pid in ended {
+                // A child stays ours until it is reaped, whatever has ended it.
+                let _ = kill(pid, Signal::SIGKILL);
+                let _ = reap(pid);
+            }
+        }
+    }
+}
+
+/// The children of this thread, which is the only one (proc(5), `/proc/PID/task/TID/children`).
+fn children() -> Vec<Pid> {
+    let list = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    list.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
+}
+
+impl Drop for Orphans {
+    fn drop(&mut self) {
+        let _ = prctl::set_child_subreaper(self.before);
     }
 }
 

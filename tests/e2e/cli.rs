@@ -5,7 +5,9 @@ use std::fs;
 use serde_json::Value;
 
 use crate::support::image::arguments;
-use crate::support::{Context, Recipe, Who, as_root, everywhere, for_everyone, for_makers, shared};
+use crate::support::{
+    Context, Recipe, Who, as_root, everywhere, for_everyone, for_makers, once, shared,
+};
 
 fn json(it: &Context, arguments: &[&str]) -> Value {
     let outcome = it.program(arguments).run().succeeds();
@@ -16,7 +18,7 @@ fn json(it: &Context, arguments: &[&str]) -> Value {
 fn help_and_version() {
     for_everyone(|it| {
         let help = it.program(["--help"]).run().succeeds().text();
-        for command in ["snapshot", "run", "doctor", "inspect", "export"] {
+        for command in ["snapshot", "run", "doctor", "inspect", "export", "bench"] {
             assert!(help.contains(command), "{help}");
             assert!(it.program([command, "--help"]).run().succeeds().text().contains("Usage"));
         }
@@ -137,5 +139,48 @@ fn criu_restores_what_was_exported() {
             .args([&criu])
             .run();
         assert!(outcome.text().contains("Threads"), "{outcome:?}");
+    });
+}
+
+#[test]
+fn a_bench_measures_and_compares() {
+    for_everyone(|it| {
+        let image = it.image(Recipe::Plain).into_os_string().into_string().unwrap();
+        it.file("script.py", "import json, sys\nprint(json.dumps(sys.argv))\nsys.exit(3)\n");
+        let bench = ["bench", "--runs", "2", "--seconds", "1"];
+        let words = [&bench[..], &["--json", &image, "script.py", "--json"]].concat();
+        let told = json(it, &words);
+        assert_eq!(told["same"], true, "{told:#}");
+        for entry in told["contestants"].as_array().unwrap() {
+            if entry["left_out"].is_null() {
+                assert_eq!(
+                    (&entry["runs"], &entry["different"]),
+                    (&2.into(), &0.into()),
+                    "{told:#}"
+                );
+                assert!(entry["exit_ms"]["median"].as_f64() > Some(0.0), "{told:#}");
+            } else {
+                assert_eq!(entry["name"], "run --engine criu", "{told:#}");
+                assert_ne!(it.seat.who, Who::Root, "{told:#}");
+            }
+        }
+        let words = [&bench[..], &[&image, "script.py"]].concat();
+        let table = it.program(words).run().succeeds().text();
+        for name in ["python3 ", "run ", "run --full-exit ", "python3 -c pass "] {
+            assert!(table.lines().any(|line| line.starts_with(name)), "{table}");
+        }
+    });
+}
+
+#[test]
+fn a_bench_says_when_outputs_differ() {
+    once(|it| {
+        let image = it.image(Recipe::Plain).into_os_string().into_string().unwrap();
+        let code = "import sys; print('json' in sys.modules)";
+        let outcome = it.program(["bench", "--runs", "1", &image, "-c", code]).run();
+        assert_eq!(outcome.status.code(), Some(1), "{outcome:?}");
+        let wrong = "NOT RIGHT: in 2 of 2 runs, output or status of run were not those of python3";
+        assert!(outcome.text().contains(wrong), "{outcome:?}");
+        it.program(["bench", "no.img", "-c", "pass"]).run().is_refused(&["no.img"]);
     });
 }

@@ -8,6 +8,7 @@
 mod children;
 mod cli;
 mod endurance;
+mod engine_faults;
 mod engines;
 mod environment;
 mod faults;
@@ -24,3 +25,4 @@ mod support;
 mod terminal;
 mod threads;
 mod trust;
+mod variables;

@@ -72,7 +72,7 @@ impl Call {
 
 /// Calls that cannot fail, or whose results no program looks at: an injected error would be no error of
 /// this world. `brk` says what the break is, `recvfrom` is the standard library's own wait for an exec.
-const NEVER_FAIL: [&str; 23] = [
+const NEVER_FAIL: [&str; 24] = [
     "brk",
     "close",
     "exit",
@@ -86,6 +86,7 @@ const NEVER_FAIL: [&str; 23] = [
     "getppid",
     "getrandom",
     "getuid",
+    "ioctl",
     "kill",
     "poll",
     "recvfrom",
@@ -269,7 +270,7 @@ fn the_launcher_of_a_criu_run_is_killed() {
 }
 
 /// `snapshot --force` of nothing, in the place of an image that is there.
-fn snapshot<'a>(it: &'a Context) -> Command<'a> {
+fn snapshot(it: &Context) -> Command<'_> {
     it.snapshot(arguments(it.seat, Recipe::Nothing)).args(["--force"])
 }
 
@@ -301,11 +302,12 @@ fn a_snapshot_is_killed_at_every_call() {
             let killed = outcome.status.signal() == Some(libc::SIGKILL);
             assert!(killed || outcome.status.success(), "{call:?}: {outcome:?}");
             let (after, mut beside) = look(it, &image);
-            let was_renamed = !killed || all.iter().any(|each| {
-                each.name == "renameat"
-                    && each.nth == 1
-                    && position(&all, each) < position(&all, call)
-            });
+            let was_renamed = !killed
+                || all.iter().any(|each| {
+                    each.name == "renameat"
+                        && each.nth == 1
+                        && position(&all, each) < position(&all, call)
+                });
             assert!(after == before || was_renamed, "{call:?}");
             if call.name == "renameat" {
                 // The whole image has a name of its own for that moment; the next snapshot removes it.

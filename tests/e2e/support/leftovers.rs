@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -27,24 +27,57 @@ impl Before {
     pub(crate) fn left(&self, folder: &Path) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let left = self.look(folder);
-            if left.is_empty() || Instant::now() > deadline {
+            let last = Instant::now() > deadline;
+            let left = self.look(folder, last);
+            if left.is_empty() || last {
                 return left;
             }
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    fn look(&self, folder: &Path) -> Vec<String> {
+    /// What is there and was not; at the `last` look without the files that a test beside this one may
+    /// be using.
+    fn look(&self, folder: &Path, last: bool) -> Vec<String> {
         let processes = processes(folder).into_iter().map(describe);
         let mounts = mounts();
         let mounts = mounts.difference(&self.mounts).map(|mount| format!("a mount: {mount}"));
-        let files = files();
-        let files = files.difference(&self.files).map(|file| format!("a file: {}", file.display()));
+        let mut files: Vec<PathBuf> = files().difference(&self.files).cloned().collect();
+        files.retain(|file| !(last && may_be_anothers(file, folder)));
         let temporary = entries(&folder.join("tmp"));
-        let temporary = temporary.iter().map(|file| format!("a file: {}", file.display()));
-        processes.chain(mounts).chain(files).chain(temporary).collect()
+        let files = files.iter().chain(&temporary);
+        let files = files.map(|file| format!("a file: {}", file.display()));
+        processes.chain(mounts).chain(files).collect()
     }
+}
+
+/// Whether a process that does not come from this test, but from another one or from another run of
+/// the tests, was there before the file and is there still.
+fn may_be_anothers(file: &Path, folder: &Path) -> bool {
+    const ANYTHING_OF_OURS: [&str; 4] = ["preloaded-criu", "criu", "python", "podman"];
+    let Ok(made) = fs::symlink_metadata(file).and_then(|metadata| metadata.created()) else {
+        return false;
+    };
+    entries(Path::new("/proc")).iter().any(|process| {
+        let pid = process.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok());
+        let program = fs::read_link(process.join("exe")).unwrap_or_default();
+        let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        pid.is_some_and(|pid| !comes_from(pid, folder))
+            && ANYTHING_OF_OURS.iter().any(|name| program.starts_with(name))
+            && started(process).is_some_and(|started| started <= made)
+    })
+}
+
+/// When a process was started, to the second (proc(5), `starttime` of `/proc/PID/stat`; `btime`).
+fn started(process: &Path) -> Option<SystemTime> {
+    const TICKS: u64 = 100;
+    const FIELD_AFTER_NAME: usize = 19;
+    let stat = fs::read_to_string(process.join("stat")).ok()?;
+    let ticks: u64 = stat.rsplit_once(") ")?.1.split(' ').nth(FIELD_AFTER_NAME)?.parse().ok()?;
+    let machine = fs::read_to_string("/proc/stat").ok()?;
+    let boot: u64 =
+        machine.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(boot + ticks / TICKS))
 }
 
 /// Ends whatever a test has left running.
@@ -100,7 +133,14 @@ fn files() -> BTreeSet<PathBuf> {
     let mut files: BTreeSet<PathBuf> = entries(Path::new("/run")).into_iter().collect();
     files.retain(of_ours);
     files.extend(entries(Path::new("/dev/shm")));
+    // What CRIU knows about the kernel is kept there for each user, until the machine starts anew.
+    files.retain(|path| !is_cache(path));
     files
+}
+
+fn is_cache(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_prefix("preloaded-criu-").is_some_and(|user| user.parse::<u32>().is_ok())
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {

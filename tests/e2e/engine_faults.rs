@@ -1,0 +1,256 @@
+//! What can go wrong while CRIU works: it ends with 125 and a reason, or is done again, and nothing is
+//! left.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::support::run::{Command, Outcome};
+use crate::support::{Context, Recipe, Seat, Who, as_root, image};
+
+/// The CRIU that is used here.
+fn criu(it: &Context) -> String {
+    let found = it.program(["doctor", "snapshot", "--json"]).run().text();
+    let named = found.split('"').find_map(|part| {
+        let mut words = part.split_whitespace().map(|word| word.trim_matches(['(', ')']));
+        let path = words.find(|word| word.ends_with("/criu"));
+        path.filter(|path| path.starts_with('/')).map(str::to_owned)
+    });
+    named.expect("the doctor names the CRIU that is used")
+}
+
+/// A program in the place of CRIU. When it is started for the time of that number (the first time it
+/// is asked for its version), these lines of bash run first, with CRIU as `"${criu[@]}"`; they may put
+/// another program around it, which must leave it the child that it is.
+struct Interposed {
+    program: PathBuf,
+    count: PathBuf,
+}
+
+impl Interposed {
+    fn new(it: &Context, lines: &str) -> Self {
+        let count = it.work().join("count");
+        let script = format!(
+            "#!/bin/bash\necho >>{count}\ntime=$(wc -l <{count})\ncriu=({real} \"$@\")\n{lines}\n\
+             exec \"${{criu[@]}}\"\n",
+            count = count.display(),
+            real = criu(it),
+        );
+        let program = it.file("criu", script);
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        Self { program, count }
+    }
+
+    /// strace(1) around the CRIU that restores; it is not its parent.
+    fn injecting(it: &Context, calls: &str, what: &str) -> Self {
+        let strace = format!("strace -D -o /dev/null -e trace={calls} -e inject={calls}:{what}");
+        Self::new(it, &format!("[ $time = 2 ] && criu=({strace} \"${{criu[@]}}\")"))
+    }
+
+    /// How often it was started.
+    fn times(&self) -> usize {
+        fs::read_to_string(&self.count).unwrap_or_default().lines().count()
+    }
+
+    fn run<'a>(&self, it: &'a Context, image: &Path, code: &str) -> Command<'a> {
+        let run = it.program(["run", "--engine", "criu"]).args([image]).args(["-c", code]);
+        run.env("PRELOADED_CRIU_CRIU", &self.program)
+    }
+}
+
+/// Has no directory where CRIU could find what it knows about the kernel.
+const FORGETFUL: [&str; 5] = [
+    "unshare",
+    "--mount",
+    "sh",
+    "-c",
+    "mount -t tmpfs none /dev/shm; mount -t tmpfs none /run; \"$0\" \"$@\"",
+];
+
+#[test]
+fn a_criu_that_is_killed_at_any_step_leaves_nothing() {
+    as_root(|it| {
+        let image = it.image(Recipe::Lively);
+        let killed = |calls: &str, number: usize, forgetful: bool| -> Outcome {
+            let what = format!("signal=KILL:when={number}");
+            let run = Interposed::injecting(it, calls, &what).run(it, &image, "print('ran')");
+            let run = if forgetful { run.through(FORGETFUL) } else { run };
+            let outcome = run.run();
+            if outcome.status.code() == Some(0) {
+                assert_eq!(outcome.text(), "ran\n");
+            } else {
+                outcome.is_refused(&["CRIU ended before its work was done", "SIGKILL"]);
+            }
+            fs::remove_file(it.work().join("count")).unwrap();
+            it.nothing_is_left();
+            outcome
+        };
+        // Each line of its log, each notification and its answer are one of these; the step keeps it short.
+        let deaths =
+            (1..).step_by(9).take_while(|number| !killed("write", *number, false).status.success());
+        assert!((8..100).contains(&deaths.count()), "not at some steps, and not for ever");
+        // It asks for its processes' states as long as it is in their midst.
+        let deaths = (1..).take_while(|number| !killed("wait4", *number, false).status.success());
+        assert!(deaths.count() > 3);
+        // It probes the kernel by processes, which it waits for.
+        let deaths = (1..9).filter(|number| !killed("wait4", *number, true).status.success());
+        assert_eq!(deaths.count(), 8);
+    });
+}
+
+#[test]
+fn a_criu_that_is_killed_while_it_probes_the_kernel_makes_no_image() {
+    as_root(|it| {
+        for number in 1..9 {
+            let what = format!("signal=KILL:when={number}");
+            let criu = Interposed::injecting(it, "wait4", &what);
+            let snapshot = it.snapshot(["--output", "snap.img"]).through(FORGETFUL);
+            let outcome = snapshot.env("PRELOADED_CRIU_CRIU", &criu.program).run();
+            outcome.is_refused(&["CRIU ended before its work was done", "SIGKILL"]);
+            assert!(!it.work().join("snap.img").exists());
+            fs::remove_file(&criu.count).unwrap();
+            it.nothing_is_left();
+        }
+    });
+}
+
+/// Takes one of the numbers that the launcher keeps as soon as it is free (`clone3` of clone(2),
+/// `set_tid`).
+const THIEF: &str = "import ctypes, os, struct, sys, time\n\
+    launcher, place = sys.argv[1:]\n\
+    children = open(f'/proc/{launcher}/task/{launcher}/children').read().split()\n\
+    held = [pid for pid in children if b'pause' in open(f'/proc/{pid}/syscall', 'rb').read()\n\
+    \x20   or open(f'/proc/{pid}/syscall').read().startswith('34 ')]\n\
+    wanted = int(held[int(place)])\n\
+    tid = ctypes.c_int(wanted)\n\
+    arguments = struct.pack('11Q', *[0] * 4, 17, 0, 0, 0, ctypes.addressof(tid), 1, 0)\n\
+    clone = ctypes.CDLL(None).syscall\n\
+    open('ready', 'w').close()\n\
+    end = time.monotonic() + 60\n\
+    while time.monotonic() < end:\n\
+    \x20   got = clone(435, arguments, len(arguments))\n\
+    \x20   if got == 0:\n\
+    \x20       time.sleep(3); os._exit(0)\n\
+    \x20   if got > 0:\n\
+    \x20       open('stolen', 'w').close(); break\n";
+
+#[test]
+fn a_number_that_somebody_else_takes_is_another_one_next_time() {
+    as_root(|it| {
+        // The process's own, and a thread's.
+        for place in ["0", "-1"] {
+            it.file("thief.py", THIEF);
+            let lines = format!(
+                "if [ $time = 2 ]; then\n\
+                 /usr/bin/python3 thief.py $PPID {place} 200>&- 201>&- 202>&- 203>&- 2>thief.log &\n\
+                 while [ ! -e ready ] && kill -0 $!; do :; done\n\
+                 criu=(strace -D -o /dev/null -e trace=clone3 \
+                 -e inject=clone3:delay_enter=700000 \"${{criu[@]}}\")\n\
+                 fi"
+            );
+            let criu = Interposed::new(it, &lines);
+            let image = it.image(Recipe::Lively);
+            let outcome = criu.run(it, &image, "print('ran')").folder(it.work()).run();
+            let told = fs::read_to_string(it.work().join("thief.log")).unwrap();
+            assert!(it.work().join("stolen").exists(), "{place}: {told}\n{outcome:?}");
+            assert_eq!(outcome.text(), "ran\n", "{outcome:?}");
+            assert_eq!(criu.times(), 3, "{outcome:?}");
+            for name in ["stolen", "ready", "count"] {
+                fs::remove_file(it.work().join(name)).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn what_criu_refuses_is_told_with_its_reason_and_its_log() {
+    as_root(|it| {
+        let criu = Interposed::injecting(it, "clone3", "error=EPERM:when=1");
+        let outcome = criu.run(it, &it.image(Recipe::Plain), "print('ran')").run();
+        outcome.is_refused(&["CRIU could not restore the process", "Operation not permitted"]);
+        let errors = outcome.errors();
+        let log = errors.split_once("the whole log is ").unwrap().1.split(')').next().unwrap();
+        let log = fs::read_to_string(log).unwrap();
+        assert!(log.contains("Restoring FAILED"), "{log}");
+        assert_eq!(criu.times(), 2, "it is not tried again");
+    });
+}
+
+/// As an ordinary user with the one capability.
+fn as_user(run: Command<'_>) -> Command<'_> {
+    run.folder("/").through([
+        "setpriv",
+        "--reuid=54321",
+        "--regid=54321",
+        "--clear-groups",
+        "--inh-caps=+checkpoint_restore",
+        "--ambient-caps=+checkpoint_restore",
+        "--bounding-set=-all,+checkpoint_restore",
+    ])
+}
+
+fn plain(it: &Context, image: PathBuf) -> Command<'_> {
+    it.program(["run", "--engine", "criu"]).args([image]).args(["-c", "print('ran')"])
+}
+
+/// The ordinary user's image.
+fn theirs() -> PathBuf {
+    image::image(Seat { who: Who::User, ..Seat::first() }, Recipe::Lively)
+}
+
+#[test]
+fn where_processes_are_few_it_runs_or_says_so() {
+    as_root(|it| {
+        let mut refused = 0;
+        for limit in [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 64] {
+            let line = format!("ulimit -u {limit} && exec \"$@\"");
+            let outcome = as_user(plain(it, theirs())).shell(&line).run();
+            if outcome.status.success() {
+                assert_eq!(outcome.text(), "ran\n", "{limit}: {outcome:?}");
+            } else {
+                outcome.is_refused(&[]);
+                refused += 1;
+            }
+            it.nothing_is_left();
+        }
+        assert!(refused > 0, "a limit of one process is not felt");
+    });
+}
+
+#[test]
+fn what_is_hidden_in_proc_is_not_missed() {
+    as_root(|it| {
+        let hidden = |lines: &str| {
+            ["unshare", "--mount", "sh", "-c", &format!("{lines}; exec \"$@\""), "sh"]
+                .map(str::to_owned)
+        };
+        // What container engines mask, and processes of other users.
+        let masked = hidden(
+            "mount -t proc -o hidepid=invisible none /proc; for one in keys timer_list; do \
+             [ ! -e /proc/$one ] || mount --bind /dev/null /proc/$one; done; \
+             mount --bind -o ro /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys",
+        );
+        let root = plain(it, it.image(Recipe::Lively));
+        let user = as_user(plain(it, theirs()).through(masked.clone()));
+        for run in [root.clone().through(masked), user] {
+            let outcome = run.run();
+            assert_eq!(outcome.text(), "ran\n", "{outcome:?}");
+        }
+        root.through(hidden("mount -t tmpfs none /proc")).run().is_refused(&["/proc"]);
+    });
+}
+
+#[test]
+fn children_that_the_launcher_was_left_with_live() {
+    as_root(|it| {
+        let criu = Interposed::injecting(it, "clone3", "error=EPERM:when=1");
+        let run = criu.run(it, &it.image(Recipe::Plain), "print('ran')");
+        let before = "sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >child; exec \"$@\"";
+        run.shell(before).run().is_refused(&["CRIU could not restore the process"]);
+        let child = fs::read_to_string(it.work().join("child")).unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap();
+        assert!(stat.contains("(sleep) S"), "{stat}");
+        let ended = std::process::Command::new("/bin/kill").arg(child.trim()).status().unwrap();
+        assert!(ended.success());
+    });
+}

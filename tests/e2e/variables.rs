@@ -1,0 +1,115 @@
+//! The environment variables that the imports have read: what python3 would make of others.
+
+use std::path::PathBuf;
+
+use crate::support::{Context, once, with_every_python};
+
+/// Reads variables in every way, and keeps what it found.
+const READER: &str = r"
+import ctypes, os
+getenv = ctypes.CDLL(None).getenv
+getenv.restype = ctypes.c_char_p
+getenv.argtypes = [ctypes.c_char_p]
+seen = [os.environ.get('FOO'), getenv(b'FROM_C'), getenv(b'MISSING_IN_C')]
+copy = dict(os.environ)
+os.environ.setdefault('LEFT', 'by the import')
+os.environ['OWN'] = '1'
+own = getenv(b'OWN')
+";
+const SHOW: &str = "import reader; print(reader.seen)";
+
+fn image(it: &Context, more: &[&str]) -> PathBuf {
+    it.file("reader.py", READER);
+    it.snapshot(["--import", "reader", "--force", "-o", "reader.img"])
+        .args(["--python".as_ref(), it.seat.python.path.as_os_str()])
+        .args(more)
+        .env("FOO", "1")
+        .env("FROM_C", "2")
+        .run()
+        .succeeds();
+    it.keep("reader.img")
+}
+
+#[test]
+fn another_value_is_not_passed_over() {
+    with_every_python(|it| {
+        let image = image(it, &[]);
+        let run = |environment: &[(&str, &str)], options: &[&str]| {
+            let run = it
+                .python(["-c", SHOW])
+                .file("reader.py", READER)
+                .image(image.clone())
+                .options(options);
+            environment.iter().fold(run, |run, (name, value)| run.env(name, value))
+        };
+        let same = [("FOO", "1"), ("FROM_C", "2")];
+        let with = |more: &[(&'static str, &'static str)]| [&same[..], more].concat();
+        for environment in [
+            with(&[]),
+            with(&[("OTHER", "x"), ("OWN", "2"), ("PATH", "/bin")]),
+            // As a child has it.
+            with(&[("LEFT", "by the import")]),
+        ] {
+            let right = "['1', b'2', None]\n";
+            assert_eq!(run(&environment, &[]).thaw().succeeds().text(), right, "{environment:?}");
+        }
+        for (environment, name) in [
+            (with(&[])[..1].to_vec(), "FROM_C"),
+            (with(&[])[1..].to_vec(), "FOO"),
+            (vec![("FOO", "2"), same[1]], "FOO"),
+            (vec![("FOO", ""), same[1]], "FOO"),
+            (vec![same[0], ("FROM_C", "3")], "FROM_C"),
+            (with(&[("MISSING_IN_C", "")]), "MISSING_IN_C"),
+            (with(&[("LEFT", "by the user")]), "LEFT"),
+        ] {
+            run(&environment, &[]).thaw().is_refused(&["environment variable", name, "--fallback"]);
+            let cold = run(&environment, &["--fallback"]).thaw();
+            assert_eq!(cold.errors().lines().count(), 1, "{cold:?}");
+            assert!(cold.errors().contains(name), "{cold:?}");
+            assert_eq!(cold.text(), run(&environment, &[]).stock().run().succeeds().text());
+            run(&environment, &["--check", "off"]).thaw().succeeds();
+        }
+        std::fs::remove_file(image).unwrap();
+    });
+}
+
+#[test]
+fn what_the_recipe_sets_need_not_be_set() {
+    once(|it| {
+        let image = image(it, &["--env", "FOO=1"]);
+        let run = |value: &[&str]| {
+            let run = it.python(["-c", SHOW]).file("reader.py", READER).image(image.clone());
+            let run = run.env("FROM_C", "2");
+            value.iter().fold(run, |run, value| run.env("FOO", value)).thaw()
+        };
+        run(&[]).succeeds();
+        run(&["1"]).succeeds();
+        run(&["2"]).is_refused(&["FOO"]);
+        std::fs::remove_file(image).unwrap();
+    });
+}
+
+#[test]
+fn a_starter_does_without() {
+    once(|it| {
+        let image = image(it, &[]);
+        let starter = it.home().join("python-x");
+        it.program(["starter", "--output"]).args([&starter, &image]).run().succeeds();
+        let use_it = |value: &str| {
+            let run = it.command(&starter).args(["-c", SHOW]);
+            run.env("FROM_C", "2").env("FOO", value).run().succeeds()
+        };
+        let thawed = use_it("1");
+        assert_eq!(
+            (thawed.text().as_str(), thawed.errors()),
+            ("['1', b'2', None]\n", String::new())
+        );
+        let cold = use_it("2");
+        assert_eq!(cold.text(), "['2', b'2', None]\n");
+        assert_eq!(cold.errors().lines().count(), 1, "{cold:?}");
+        assert!(cold.errors().contains("FOO"), "{cold:?}");
+        // The image is another caller's, and is left to it.
+        assert_eq!(use_it("1").errors(), "");
+        std::fs::remove_file(image).unwrap();
+    });
+}
