@@ -93,16 +93,27 @@ impl fmt::Display for Ending {
     }
 }
 
+const LIMITS: &str =
+    "look at the limits on processes (ulimit -u; of a container: --pids-limit) and on memory";
+
+/// Whether a program was not executed for want of processes or memory: then it is not the program's fault,
+/// and another one would not be executed either.
+pub(super) fn is_want(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory)
+}
+
 /// Parts of CRIU's messages, and what can be done about them.
-const ADVICE: [(&str, &str); 7] = [
+const ADVICE: [(&str, &str); 9] = [
     (
         "No space left on device",
         "point TMPDIR at a directory with room for the memory of the process",
     ),
+    ("Resource temporarily unavailable", LIMITS),
+    ("sysctl", "it has to see /proc/sys: in a container, do not mask it"),
     (
         "seccomp",
         "it would have to look through a seccomp filter, and may not: take the snapshot outside of the \
-         filter (in a container: with --security-opt seccomp=unconfined, or while its image is built)",
+         filter (in a container, and where its image is built: --security-opt seccomp=unconfined)",
     ),
     ("vDSO", "this CRIU does not know this kernel: install a newer one (scripts/install-criu)"),
     ("file locks", "let the imported code release its file locks before it returns"),
@@ -118,6 +129,7 @@ impl Explain for CriuError {
                 "run scripts/install-criu, or install CRIU {} or later from your distribution",
                 Version::FLOOR
             ),
+            Self::Execute { source, .. } if is_want(source) => LIMITS.to_owned(),
             Self::Execute { .. } | Self::Silent { .. } => {
                 "see what --criu, PRELOADED_CRIU_CRIU or PATH name; scripts/install-criu installs one \
                  that works"

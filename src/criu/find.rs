@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 use rust_criu::rust_criu_protobuf::rpc::{Criu_req, Criu_req_type};
 
-use super::error::{CriuError, Reason};
+use super::error::{CriuError, Reason, is_want};
 use super::swrk::Worker;
 use super::version::Version;
-use crate::sys::capabilities::{exceeds_its_caller, may_checkpoint};
+use crate::sys::capabilities::{exceeds_its_caller, may_administer, may_checkpoint};
 use crate::sys::keeper::{Isolation, Keeper};
 use crate::sys::spawn::{Privileges, Spawn};
 
@@ -60,7 +60,8 @@ pub fn find(explicit: Option<&Path>) -> Result<Criu, CriuError> {
     for candidate in Candidate::all() {
         match candidate.assess() {
             Ok(criu) => return Ok(criu),
-            Err(reason) => {
+            Err(Unfit::Untried(error)) => return Err(error),
+            Err(Unfit::Told(reason)) => {
                 let _ = write!(passed, "; {}: {reason}", candidate.path.display());
             }
         }
@@ -98,6 +99,15 @@ fn is_roots(path: &Path) -> bool {
     })
 }
 
+/// Why a file is not the CRIU to use.
+#[derive(Debug)]
+enum Unfit {
+    /// What is wrong with it, as one sentence.
+    Told(String),
+    /// This process cannot start any.
+    Untried(CriuError),
+}
+
 /// A file that may be a CRIU to use.
 struct Candidate {
     path: PathBuf,
@@ -124,13 +134,16 @@ impl Candidate {
         candidates
     }
 
-    fn assess(&self) -> Result<Criu, String> {
-        let version = ask_version(&self.path).map_err(|error| sentence(&error))?;
+    fn assess(&self) -> Result<Criu, Unfit> {
+        let version = ask_version(&self.path).map_err(|error| match error {
+            CriuError::Execute { ref source, .. } if is_want(source) => Unfit::Untried(error),
+            error => Unfit::Told(sentence(&error)),
+        })?;
         if version < Version::FLOOR {
-            return Err(format!("version {version} is older than {}", Version::FLOOR));
+            return Err(Unfit::Told(format!("version {version} is older than {}", Version::FLOOR)));
         }
         if self.untried {
-            check(&self.path)?;
+            check(&self.path).map_err(Unfit::Told)?;
         }
         Ok(Criu { path: self.path.clone(), version })
     }
@@ -201,6 +214,13 @@ pub(super) fn search_path() -> OsString {
     own.unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into())
 }
 
+/// Whether [`check`] tells the truth here. With CAP_CHECKPOINT_RESTORE alone, as in a container, CRIU
+/// misses a sysctl that it can write to (`kernel/ns_last_pid`), and never uses it since Linux 5.5 (clone3).
+#[must_use]
+pub fn can_check() -> bool {
+    may_administer() || !may_checkpoint()
+}
+
 /// Lets CRIU look at this kernel with the rights that a dump would have. Where these are not to be
 /// had, it is not CRIU's fault, and the dump will say so.
 ///
@@ -208,6 +228,9 @@ pub(super) fn search_path() -> OsString {
 ///
 /// What CRIU has against the kernel, or why it could not be asked, as one sentence.
 pub fn check(path: &Path) -> Result<(), String> {
+    if !can_check() {
+        return Ok(());
+    }
     let isolation = if may_checkpoint() { Isolation::Host } else { Isolation::UserNamespace };
     let Ok(mut keeper) = Keeper::start(isolation, &[]) else { return Ok(()) };
     let (mut reader, writer) = io::pipe().map_err(|error| error.to_string())?;

@@ -12,7 +12,7 @@ mod version;
 
 pub use cache::runtime_directory;
 pub use error::{CriuError, Reason};
-pub use find::{Criu, PREFIX_BINARY, check, find};
+pub use find::{Criu, PREFIX_BINARY, can_check, check, find};
 pub use log::Log;
 pub use request::Dump;
 pub use swrk::Worker;

@@ -30,6 +30,8 @@ pub(super) struct Facts {
     yama: Option<u32>,
     /// Whether CRIU may work in the host's namespaces.
     privileged: bool,
+    /// Whether `criu check` tells the truth.
+    checkable: bool,
     namespaces: Namespaces,
     criu: Criu,
     places: Vec<Place>,
@@ -87,6 +89,7 @@ impl Facts {
             filtered: system::is_filtered(),
             yama: system::sysctl("kernel.yama.ptrace_scope"),
             privileged,
+            checkable: criu::can_check(),
             namespaces: Namespaces::examine(),
             criu: Criu::examine(criu, isolation),
             places: Place::all().into_iter().map(Place::examine).collect(),
@@ -95,7 +98,7 @@ impl Facts {
 
     pub(super) fn judge(&self) -> Vec<Finding> {
         // Where CRIU could not be given the rights that it needs, it was not tried.
-        let tried = self.privileged || self.namespaces.refused.is_none();
+        let tried = self.checkable && (self.privileged || self.namespaces.refused.is_none());
         let mut findings = self.criu.judge(tried);
         findings.extend([
             self.kernel.judge(),
@@ -116,7 +119,7 @@ impl Facts {
             if self.privileged {
                 "this user may freeze processes (root, or CAP_CHECKPOINT_RESTORE)"
             } else {
-                "this is an ordinary user, who freezes in a user namespace"
+                "this user has no CAP_CHECKPOINT_RESTORE, and freezes in a user namespace"
             },
         )
     }
@@ -128,8 +131,8 @@ impl Facts {
             Finding::missing(
                 NAME,
                 "a seccomp filter is in force, and CRIU cannot look through it",
-                "in a container: make the image while the container's own image is built, or with \
-                 `--security-opt seccomp=unconfined`",
+                "in a container: `--security-opt seccomp=unconfined`, also where the container's own image \
+                 is built",
             )
         } else {
             Finding::good(NAME, "no seccomp filter is in force")
@@ -173,9 +176,10 @@ impl Namespaces {
             "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`, as root, or an AppArmor \
              profile that grants `userns` to this program; or make images as root"
         } else if filtered {
-            "in a container: give it CAP_CHECKPOINT_RESTORE and `--security-opt seccomp=unconfined`"
+            "in a container: `--cap-add CHECKPOINT_RESTORE --security-opt seccomp=unconfined`"
         } else {
-            "make images as root, or with CAP_CHECKPOINT_RESTORE"
+            "make images as root, or with CAP_CHECKPOINT_RESTORE (in a container: `--cap-add \
+             CHECKPOINT_RESTORE`)"
         }
     }
 
@@ -348,6 +352,7 @@ mod tests {
             filtered: false,
             yama: Some(1),
             privileged: false,
+            checkable: true,
             namespaces: Namespaces::default(),
             criu: criu(None, true),
             places: vec![place()],

@@ -48,6 +48,9 @@ pub enum NativeError {
     /// The restorer cannot be handed over.
     #[error("the restorer cannot be handed to the interpreter")]
     Handover(#[source] std::io::Error),
+    /// The restorer cannot be named.
+    #[error("/proc does not show this process")]
+    NoProc(#[source] std::io::Error),
     /// An argument with a NUL byte.
     #[error("an argument holds a NUL byte")]
     Argument(#[from] std::ffi::NulError),
@@ -69,6 +72,10 @@ impl Explain for NativeError {
             Self::Handover(_) => {
                 "allow files in memory to be executed (sysctl vm.memfd_noexec=1), and raise \
                  'ulimit -n' and 'ulimit -f'"
+                    .into()
+            }
+            Self::NoProc(_) => {
+                "mount it (`mount -t proc proc /proc`, as root), and do not mask it in a container"
                     .into()
             }
             Self::Exec { .. } => "make the snapshot anew with the interpreter that is there".into(),

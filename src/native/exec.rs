@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString, OsString};
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -85,7 +86,10 @@ fn hand_over(launch: Launch, ignored: u64) -> Result<Infallible, NativeError> {
             environment.push(CString::new([name, path.as_os_str().as_bytes()].concat())?);
         }
     }
-    environment.push(CString::new(format!("LD_AUDIT=/proc/self/fd/{}", restorer.as_raw_fd()))?);
+    let named = format!("/proc/self/fd/{}", restorer.as_raw_fd());
+    // What the loader cannot open it leaves out, and starts the program all the same.
+    fs::metadata(&named).map_err(NativeError::NoProc)?;
+    environment.push(CString::new(format!("LD_AUDIT={named}"))?);
     environment.push(CString::new([HANDOVER_NAME, &handover.to_text()].concat())?);
     let arguments = strings(launch.arguments)?;
     let interpreter = CString::new(launch.interpreter.clone().into_os_string().into_vec())?;

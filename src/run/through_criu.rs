@@ -77,10 +77,13 @@ impl Explain for ThroughCriuError {
                 "mount /proc: the state of this process is read there".into()
             }
             Self::System { .. } => {
-                "look at the limits on processes (ulimit -u), descriptors and memory".into()
+                "look at the limits on processes (ulimit -u; of a container: --pids-limit), \
+                 descriptors and memory"
+                    .into()
             }
-            Self::NotAllowed => "run it as root or with CAP_CHECKPOINT_RESTORE, or leave \
-                                 --engine criu out: the native engine needs neither"
+            Self::NotAllowed => "run it as root or with CAP_CHECKPOINT_RESTORE (in a container: \
+                                 --cap-add CHECKPOINT_RESTORE), or leave --engine criu out: the \
+                                 native engine needs neither"
                 .into(),
             Self::Files(_) => {
                 "see that /dev/shm has room; `preloaded-criu inspect --verify` checks the image"

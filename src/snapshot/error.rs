@@ -140,6 +140,9 @@ impl SnapshotError {
     }
 }
 
+/// What python prints where the agent does not find its first module beyond the built-in ones.
+const NO_JSON: &str = "No module named 'json'";
+
 impl Explain for SnapshotError {
     fn hint(&self) -> String {
         match self {
@@ -161,6 +164,11 @@ impl Explain for SnapshotError {
                  PYTHONPATH and environment as `python3 -c` does"
                     .to_owned()
             }
+            Self::Ended { output, .. } if output.contains(NO_JSON) => {
+                "install the interpreter's whole standard library (Debian: python3, not \
+                 python3-minimal alone)"
+                    .to_owned()
+            }
             Self::Ended { .. } => {
                 "what is imported must not end the process; what it printed may say more".to_owned()
             }
@@ -175,7 +183,9 @@ impl Explain for SnapshotError {
 
 fn advice(refusals: &[Refusal]) -> &'static str {
     let some = |part: &str| refusals.iter().any(|refusal| refusal.what.contains(part));
-    if some("CUDA") || some("GPU") {
+    if some("which is not CPython") {
+        "name another interpreter with --python"
+    } else if some("CUDA") || some("GPU") {
         "a GPU's memory is not in the process: leave its initialisation to the script, or hide the \
          GPU from the imports (--env CUDA_VISIBLE_DEVICES=)"
     } else if some("socket") {

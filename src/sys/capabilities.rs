@@ -29,6 +29,13 @@ pub fn may_checkpoint() -> bool {
     [Capability::CAP_CHECKPOINT_RESTORE, Capability::CAP_SYS_ADMIN].into_iter().any(effective)
 }
 
+/// Whether this process may set up the machine (capabilities(7), `CAP_SYS_ADMIN`). In a container it
+/// may not, and sees what belongs to the machine read-only.
+#[must_use]
+pub fn may_administer() -> bool {
+    effective(Capability::CAP_SYS_ADMIN)
+}
+
 /// Whether this process may do more than its caller, by capabilities of its file (or a setuid bit):
 /// then nothing that the caller has chosen is to be executed, or believed (getauxval(3), `AT_SECURE`).
 #[must_use]

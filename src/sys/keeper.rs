@@ -74,12 +74,14 @@ impl Explain for KeeperError {
     fn hint(&self) -> String {
         match self {
             Self::Refused { step: Step::Fork | Step::Session, .. } => {
-                "look at the limits on processes (ulimit -u) and on memory".to_owned()
+                "look at the limits on processes (ulimit -u; of a container: --pids-limit) and on \
+                 memory"
+                    .to_owned()
             }
-            Self::Refused { .. } => "this machine or container does not let ordinary users make \
-                 user namespaces; take the snapshot as root (sudo), give CAP_CHECKPOINT_RESTORE, or \
-                 let an administrator allow user namespaces (`preloaded-criu doctor snapshot` says \
-                 what restricts them)"
+            Self::Refused { .. } => "in a container, give it `--cap-add CHECKPOINT_RESTORE \
+                 --security-opt seccomp=unconfined`; on a machine that does not let ordinary users \
+                 make user namespaces, take the snapshot as root (sudo), or let an administrator \
+                 allow them (`preloaded-criu doctor snapshot` says what restricts them)"
                 .to_owned(),
             Self::Execute { .. } => "see that the file exists and can be executed".to_owned(),
             Self::Gone(_) => "it was killed from outside (out of memory?); try again".to_owned(),

@@ -6,7 +6,9 @@
 #![allow(clippy::unwrap_used, reason = "in a test, what is not as it should be is a failure")]
 
 mod children;
+mod ci_examples;
 mod cli;
+mod containers;
 mod endurance;
 mod engine_faults;
 mod engines;

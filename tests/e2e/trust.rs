@@ -265,7 +265,9 @@ fn secrets_of_the_caller_stay_out_of_the_image() {
                 .env("ORDINARY", "plain-4711")
         };
         let image = it.work().join("x.img");
-        snapshot(&[]).run().succeeds();
+        let events = snapshot(&["--json"]).run().succeeds().text();
+        let withheld = events.lines().next().unwrap();
+        assert!(withheld.contains("withheld") && withheld.contains("DATABASE_URL"), "{events}");
         for (secret, there) in
             [("hidden-1-4711", false), ("hidden-2-4711", false), ("plain-4711", true)]
         {

@@ -39,6 +39,9 @@ def throw():
     buffer = ctypes.create_string_buffer(8)
     assert libc.getrandom(buffer, 8, 0) == 8
     yield "getrandom", buffer.raw.hex()
+    if hasattr(libc, "arc4random_buf"):
+        libc.arc4random_buf(buffer, 8)
+        yield "arc4random", buffer.raw.hex()
     yield "urandom", os.urandom(8).hex()
     yield "random", random.random()
     yield "getrandbits", random.getrandbits(64)

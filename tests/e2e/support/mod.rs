@@ -1,5 +1,6 @@
 //! What the tests stand on.
 
+pub(crate) mod container;
 pub(crate) mod context;
 pub(crate) mod engine;
 pub(crate) mod image;
