@@ -137,6 +137,9 @@ pub fn take(
             Isolation::UserNamespace => Privileges::Ordinary,
         },
     };
+    if !withheld.is_empty() {
+        progress.event(Event::Withheld { variables: &withheld });
+    }
     let mut target = Target::start(&mut keeper, &interrupts, progress, spawn, &job)?;
     let ready = target.follow().map_err(|error| error.without(&withheld))?;
     let seen = Seen::look(target.directory())?;
