@@ -10,6 +10,7 @@
 
 mod children;
 mod libc;
+mod madvise;
 mod orders;
 mod program;
 mod python;

@@ -25,7 +25,7 @@ use core::arch::asm;
 use report::{Failure, fail};
 use restore_plan::{ATTEMPTS, Header, PAGE, Range};
 use start::Start;
-use syscall::call;
+use syscall::{Errno, call};
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
@@ -145,7 +145,10 @@ fn prepare(mut start: Start, mask: u64) -> Result<Job, Obstacle> {
     if collides(plan, stack, vdso) {
         return Err(Obstacle::Taken(start));
     }
-    let Some(base) = reserve(plan, size) else { return Err(Obstacle::Taken(start)) };
+    let reserved = reserve(plan, size).map_err(|errno| {
+        Obstacle::Failed(Failure::new("there is no room for the restorer", errno))
+    })?;
+    let Some(base) = reserved else { return Err(Obstacle::Taken(start)) };
     let handover = start.handover;
     let map = |address: usize, length: usize, prot: usize, file: u64, offset: u64| {
         // SAFETY: within the region that was just reserved.
@@ -220,8 +223,9 @@ fn collides(plan: *const Header, stack: Range, vdso: Range) -> bool {
             .any(|one| overlap(Range { start: one.start, end: one.start + one.length }, stack))
 }
 
-/// Finds room for the restorer itself: in a hole of the image that is free in this process too.
-fn reserve(plan: *const Header, size: usize) -> Option<usize> {
+/// Finds room for the restorer itself: in a hole of the image that is free in this process too. `None`
+/// where all are taken, which a new exec may change; it changes nothing about a limit.
+fn reserve(plan: *const Header, size: usize) -> Result<Option<usize>, Errno> {
     // SAFETY: the plan's own table.
     let holes = unsafe { memory::table::<Range>(plan, (*plan).holes) };
     for hole in holes {
@@ -245,12 +249,14 @@ fn reserve(plan: *const Header, size: usize) -> Option<usize> {
                     ],
                 )
             };
-            if reserved.is_ok_and(|at| at == address) {
-                return Some(address);
+            match reserved {
+                Ok(at) if at == address => return Ok(Some(address)),
+                Err(errno) if errno.0 == Errno::ENOMEM => return Err(errno),
+                _ => {}
             }
         }
     }
-    None
+    Ok(None)
 }
 
 /// The kernel writes to a registered rseq area whenever it likes (rseq(2)); the C library has

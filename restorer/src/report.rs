@@ -29,7 +29,10 @@ impl Failure {
 pub(crate) fn fail(failure: &Failure) -> ! {
     let mut line = Line { bytes: [0; 512], used: 0 };
     line.push(b"preloaded-criu: the image could not be put into this process\n  ");
-    line.push(failure.what.as_bytes());
+    let what = failure.what.as_bytes();
+    // What is of no file has none to be named.
+    let without_file = if failure.path.is_null() { what.strip_suffix(b" of") } else { None };
+    line.push(without_file.unwrap_or(what));
     if !failure.path.is_null() {
         line.push(b" ");
         line.push_path(failure.path);

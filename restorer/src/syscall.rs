@@ -25,6 +25,7 @@ pub(crate) const RSEQ: usize = 334;
 pub(crate) struct Errno(pub(crate) usize);
 
 impl Errno {
+    pub(crate) const ENOMEM: usize = 12;
     pub(crate) const EEXIST: usize = 17;
 }
 

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, CommandFactory, Parser, Subcommand, ValueEnum};
 
@@ -55,7 +56,7 @@ pub(super) enum Command {
 /// frozen: such an import is refused and named.
 ///
 /// An image holds the memory of the interpreter: whatever secrets were imported are in it.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(
     args_override_self = true,
     after_help = "\
@@ -95,6 +96,19 @@ pub(super) struct Snapshot {
     #[arg(short, long)]
     pub(super) force: bool,
 
+    /// Make an image anew in the way in which it was made, in its place: with the libraries as they are
+    /// now, and with another address layout, hash seed and stack canary
+    #[arg(
+        long,
+        value_name = "IMAGE",
+        conflicts_with_all = [
+            "imports", "exec", "recipe", "python", "environment", "output", "force",
+            "bytes_warning", "ignore_environment", "isolated", "optimize", "safe_path",
+            "no_user_site", "no_site", "extended",
+        ]
+    )]
+    pub(super) refresh: Option<PathBuf>,
+
     /// How CRIU is given the rights that it needs. The image is the same either way
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(super) isolation: Isolation,
@@ -118,7 +132,7 @@ pub(super) struct Snapshot {
 
 /// Options of `python3` that it heeds only when it starts. A run with other ones than its image was
 /// made with is an ordinary start of the interpreter: no faster, and right.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is an option of python3")]
 #[command(
     next_help_heading = "Options of the interpreter, for an image of runs that have them too"
@@ -319,6 +333,7 @@ pub(super) struct Bench {
     mut_arg("json", |arg| arg.hide(true)),
     // A starter's process becomes the frozen one.
     mut_arg("engine", |arg| arg.hide(true)),
+    mut_arg("refresh", |arg| arg.hide(true)),
     mut_arg("environment", |arg| {
         arg.help("Set an environment variable while the image is made; may be given several times. \
                   Only you can use the starter then, because it holds the value")
@@ -333,6 +348,11 @@ pub(super) struct Starter {
     /// The image: one that is there, or with --import, --exec or --recipe one that is yet to be made
     #[arg(value_name = "IMAGE", required_unless_present_any = ["imports", "exec", "recipe"])]
     pub(super) image: Option<PathBuf>,
+
+    /// Make the image anew at the first start after this time, for instance 12h or 7d: all starts from
+    /// one image have the same address layout, hash seed and stack canary
+    #[arg(long, value_name = "TIME", value_parser = super::units::parse_time)]
+    pub(super) max_age: Option<Duration>,
 
     #[command(flatten)]
     pub(super) snapshot: Snapshot,

@@ -8,8 +8,9 @@ use nix::sys::signal::Signal;
 use restore_plan::{Mapping, SOURCE_FILE, SOURCE_IMAGE, Source};
 use serde_json::{Value, json};
 
-use crate::image::{Depth, FORMAT_VERSION, Image, ImageError, Manifest, SectionKind};
+use crate::image::{Depth, FORMAT_VERSION, Image, ImageError, Manifest, Recipe, SectionKind};
 use crate::native::view::PlanView;
+use crate::snapshot::is_secret_name;
 
 use super::report::{CliError, Failure};
 use super::{answer, args, units};
@@ -104,6 +105,12 @@ impl Subject<'_> {
         text.line("imports", &recipe.imports.join(", "));
         text.line("executed", &recipe.exec.join(", "));
         text.line("with set", &recipe.environment.join(", "));
+        text.line("without", &recipe.withheld.join(", "));
+        let secrets: Vec<_> = secrets(recipe).collect();
+        if !secrets.is_empty() {
+            let warning = format!("{}: whoever can read the image has it", secrets.join(", "));
+            text.line("secret?", &warning);
+        }
         let versions = self.manifest.modules.iter().filter_map(|module| {
             module.version.as_ref().map(|version| format!("{} {version}", module.name))
         });
@@ -283,7 +290,7 @@ impl Subject<'_> {
             "sections": sections,
             "checksums_right": verified.then_some(true),
             "out_of_date": self.stale,
-            "manifest": self.manifest,
+            "manifest": without_values(self.manifest),
             "depends_on": {
                 "interpreter": check.interpreter.to_string_lossy(),
                 "argv0": check.argv0.to_string_lossy(),
@@ -353,6 +360,26 @@ impl Words {
     }
 }
 
+/// The manifest without the values of variables: this is printed, and may be kept by others.
+fn without_values(manifest: &Manifest) -> Manifest {
+    let mut manifest = manifest.clone();
+    let words = manifest.recipe.again.iter_mut().flat_map(|again| again.arguments.iter_mut());
+    let mut is_value = false;
+    for word in words {
+        if is_value && let Some(equals) = word.find('=') {
+            word.replace_range(equals + 1.., "…");
+        }
+        is_value = word == "--env";
+    }
+    manifest
+}
+
+/// Names of variables that were set for the image and look like secrets.
+fn secrets(recipe: &Recipe) -> impl Iterator<Item = &str> {
+    let names = recipe.environment.iter().map(String::as_str);
+    names.filter(|name| is_secret_name(name.as_bytes()))
+}
+
 fn named(implementation: &str) -> &str {
     if implementation == "cpython" { "CPython" } else { implementation }
 }
@@ -392,7 +419,7 @@ fn rights(mapping: &Mapping) -> String {
 mod tests {
     use super::*;
     use crate::image::{
-        Archive, Check, Contents, Host, Machine, Memory, MemoryKind, Module, Python, Recipe, Stale,
+        Again, Archive, Check, Contents, Host, Machine, Memory, MemoryKind, Module, Python, Stale,
         Writer,
     };
     use crate::native::view::tests::sample;
@@ -523,5 +550,16 @@ mod tests {
         assert_eq!(mapping(5, 2), "r-xp");
         assert_eq!(mapping(1, 1), "r--s");
         assert_eq!(mapping(3, 0x22), "rw-p");
+    }
+
+    #[test]
+    fn values_of_variables_are_not_printed() {
+        let mut manifest = Manifest::default();
+        let arguments = ["--env", "A_TOKEN=x=y", "--import", "a=b"].map(str::to_owned).into();
+        manifest.recipe.again = Some(Again { arguments, folder: "/".into() });
+        manifest.recipe.environment = vec!["A_TOKEN".into(), "MODEL".into()];
+        let printed = without_values(&manifest).recipe.again.unwrap().arguments;
+        assert_eq!(printed, ["--env", "A_TOKEN=…", "--import", "a=b"]);
+        assert_eq!(secrets(&manifest.recipe).collect::<Vec<_>>(), ["A_TOKEN"]);
     }
 }

@@ -8,6 +8,7 @@ mod export;
 mod inspect;
 mod progress;
 mod recipe;
+mod refresh;
 mod report;
 mod starter;
 mod units;
@@ -110,6 +111,10 @@ fn snapshot(arguments: args::Snapshot) -> Result<i32, Failure> {
 }
 
 fn make(arguments: args::Snapshot, progress: &mut Progress) -> Result<i32, Failure> {
+    let arguments = match arguments.refresh {
+        Some(_) => refresh::resolve(arguments)?,
+        None => arguments,
+    };
     let options = snapshot::Options {
         criu: arguments.criu.clone(),
         isolation: match arguments.isolation {
@@ -152,6 +157,7 @@ fn end_by(signal: Signal, error: &dyn Explain) -> i32 {
 
 /// What was typed, with its recipe: the recipe comes first, and what was typed wins.
 fn recipe(arguments: args::Snapshot) -> Result<snapshot::Recipe, Failure> {
+    let again = refresh::again(&arguments);
     let recipe = arguments.recipe.as_deref().map(Recipe::load).transpose()?;
     let name = recipe.as_ref().map(|recipe| recipe.name.clone());
     let Recipe { mut imports, environment, warm_up, .. } = recipe.unwrap_or_default();
@@ -165,6 +171,7 @@ fn recipe(arguments: args::Snapshot) -> Result<snapshot::Recipe, Failure> {
         warm_up,
         exec: arguments.exec,
         environment: environment.chain(arguments.environment).collect(),
+        again,
     })
 }
 

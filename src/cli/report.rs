@@ -30,13 +30,21 @@ pub(super) fn is_quiet() -> bool {
 
 /// Says in one line why python starts without its image.
 pub(super) fn regret(error: &dyn Explain) {
+    in_a_line("python starts without its image: ", error);
+}
+
+/// Says in one line what went wrong beside a start.
+pub(super) fn remark(error: &dyn Explain) {
+    in_a_line("", error);
+}
+
+fn in_a_line(begin: &str, error: &dyn Explain) {
     if is_quiet() {
         return;
     }
     let why = iter::once(error.to_string()).chain(reasons(error)).collect::<Vec<_>>().join(": ");
-    let text = format!("preloaded-criu: python starts without its image: {why}\n");
     // Nobody is left to tell if this fails.
-    let _ = io::stderr().write_all(text.as_bytes());
+    let _ = io::stderr().write_all(format!("preloaded-criu: {begin}{why}\n").as_bytes());
 }
 
 /// What `print` says, for machines.
@@ -101,6 +109,25 @@ pub(super) enum CliError {
         #[source]
         why: crate::native::view::PlanFault,
     },
+    /// An image of somebody else's, which would become ours.
+    #[error("the image {} belongs to the user with the id {owner}", image.display())]
+    NotYours {
+        /// The image.
+        image: std::path::PathBuf,
+        /// User id of its owner.
+        owner: u32,
+    },
+    /// An image that does not say how it was made.
+    #[error("the image {} does not tell how it was made", .0.display())]
+    Untold(std::path::PathBuf),
+    /// What is made here would not be for the runs that the image is for.
+    #[error("the image {} was made in another environment: {}", image.display(), names.join(", "))]
+    OtherSettings {
+        /// The image.
+        image: std::path::PathBuf,
+        /// What differs.
+        names: Vec<String>,
+    },
     /// Paths cannot be made absolute.
     #[error("cannot find out the current directory")]
     Folder(#[source] io::Error),
@@ -121,6 +148,11 @@ impl Explain for CliError {
             Self::Output(_) => "look at where the output goes".into(),
             Self::Plan { .. } => {
                 "make the image again with `preloaded-criu snapshot --force`".into()
+            }
+            Self::NotYours { .. } => "make it anew as its owner".into(),
+            Self::Untold(_) => "make it anew with `preloaded-criu snapshot --force`".into(),
+            Self::OtherSettings { .. } => {
+                "set these variables as they were, or make it with `preloaded-criu snapshot --force`".into()
             }
             Self::Folder(_) => "go to a directory that is there".into(),
             Self::Directory { .. } => "name a directory that is empty or yet to be made".into(),

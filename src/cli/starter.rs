@@ -11,7 +11,7 @@ use super::recipe::Recipe;
 use super::report::{self, CliError, Failure};
 use crate::image::{Image, Manifest};
 use crate::snapshot::Interpreter;
-use crate::starter::{self, Starter};
+use crate::starter::{self, Regret, Starter};
 
 /// Becomes python, whatever happens.
 pub(super) fn start(arguments: args::Start) -> Result<Infallible, Failure> {
@@ -25,20 +25,21 @@ pub(super) fn start(arguments: args::Start) -> Result<Infallible, Failure> {
             let _ = io::stderr().write_all(text.as_bytes());
         }
         Ok(_) => {}
+        Err(regret @ Regret::NotRenewed { .. }) => report::remark(regret),
         Err(regret) => report::regret(regret),
     })?)
 }
 
 /// Writes a starter.
 pub(super) fn starter(arguments: args::Starter) -> Result<i32, Failure> {
-    let args::Starter { image, snapshot } = arguments;
+    let args::Starter { image, max_age, snapshot } = arguments;
     let (output, force) = (snapshot.output.clone(), snapshot.force);
     let at = image.as_deref().map(absolute).transpose().map_err(CliError::Folder)?;
     let folder = current_dir().map_err(CliError::Folder)?;
     let asked = asks(&snapshot);
     let private = !snapshot.environment.is_empty();
     let python = snapshot.python.clone();
-    let mut starter = Starter { at: at.clone(), folder, ..Starter::default() };
+    let mut starter = Starter { at: at.clone(), folder, max_age, ..Starter::default() };
     if let (Some(image), false) = (&at, asked) {
         let image = Image::open(image)?;
         starter.python.clone_from(&image.check().interpreter);
@@ -58,6 +59,13 @@ fn asks(snapshot: &args::Snapshot) -> bool {
 
 /// What was typed, for `snapshot` in another directory.
 fn words(snapshot: args::Snapshot, python: &Path) -> Result<Vec<OsString>, Failure> {
+    let mut words: Vec<OsString> = vec!["--python".into(), python.into()];
+    words.extend(anywhere(snapshot)?);
+    Ok(words)
+}
+
+/// What was typed but for the interpreter and the output, for `snapshot` in another directory.
+pub(super) fn anywhere(snapshot: args::Snapshot) -> Result<Vec<OsString>, Failure> {
     let args::Snapshot {
         imports,
         exec,
@@ -66,14 +74,14 @@ fn words(snapshot: args::Snapshot, python: &Path) -> Result<Vec<OsString>, Failu
         environment,
         output: _,
         force: _,
+        refresh: _,
         isolation,
-        engine: _,
+        engine,
         criu,
         json: _,
         options,
     } = snapshot;
-    let mut words: Vec<OsString> = vec!["--python".into(), python.into()];
-    words.extend(options.words());
+    let mut words = options.words();
     let mut option = |name: &str, value: OsString| words.extend([name.into(), value]);
     if let Some(recipe) = recipe {
         // One that makes no sense is better known now.
@@ -97,10 +105,13 @@ fn words(snapshot: args::Snapshot, python: &Path) -> Result<Vec<OsString>, Failu
         args::Isolation::Host => option("--isolation", "host".into()),
         args::Isolation::Userns => option("--isolation", "userns".into()),
     }
+    if engine == args::SnapshotEngine::Criu {
+        option("--engine", "criu".into());
+    }
     Ok(words)
 }
 
-fn full(path: &Path) -> Result<OsString, Failure> {
+pub(super) fn full(path: &Path) -> Result<OsString, Failure> {
     Ok(absolute(path).map_err(CliError::Folder)?.into())
 }
 

@@ -44,6 +44,22 @@ pub(super) fn date(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
+/// Reads a time: a number of days (`7d`), hours, minutes or seconds.
+pub(super) fn parse_time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a time such as 7d, 12h, 30m or 90s");
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let seconds = match unit {
+        'd' => 24 * 60 * 60,
+        'h' => 60 * 60,
+        'm' => 60,
+        's' => 1,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    let time = number.checked_mul(seconds).filter(|seconds| *seconds > 0);
+    time.map(Duration::from_secs).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,5 +102,15 @@ mod tests {
     fn one_is_one() {
         assert_eq!(count(1, "thread", "threads"), "1 thread");
         assert_eq!(count(0, "thread", "threads"), "0 threads");
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        for (text, seconds) in [("7d", 604_800), ("12h", 43_200), ("30m", 1800), ("90s", 90)] {
+            assert_eq!(parse_time(text), Ok(Duration::from_secs(seconds)));
+        }
+        for text in ["", "7", "d", "-1d", "0s", "1.5h", "7 d", "7w", "7é", "99999999999999999d"] {
+            assert!(parse_time(text).is_err(), "{text:?}");
+        }
     }
 }

@@ -64,8 +64,15 @@ pub enum Fault {
         /// Its mode.
         mode: u32,
     },
+    /// Anyone could have put another file in its place.
+    #[error("everyone may rename and replace files in {}", directory.display())]
+    OpenDirectory {
+        /// The directory, or one above it.
+        directory: PathBuf,
+    },
     /// Others could have put the link there.
-    #[error("{} is a symbolic link in a directory that everyone may write to", link.display())]
+    #[error("{} is somebody else's symbolic link in a directory that everyone may write to",
+        link.display())]
     LinkInOpenDirectory {
         /// The link.
         link: PathBuf,
@@ -192,7 +199,9 @@ impl Explain for ImageError {
                     "give {name} the value that it had, or make an image with this one; `--fallback` starts without an image"
                 )
             }
-            Self::Stale { .. } => "make the image again with `preloaded-criu snapshot`".into(),
+            Self::Stale { path, .. } => {
+                format!("`preloaded-criu snapshot --refresh {}` makes it again", path.display())
+            }
             Self::Unwritten { why, .. } => why.hint().into(),
         }
     }
@@ -211,6 +220,9 @@ impl Fault {
             }
             Self::WritableByOthers { .. } => {
                 "if you trust what is in it: `chmod go-w` the image"
+            }
+            Self::OpenDirectory { .. } => {
+                "`chmod o-w` the directory, or `chmod +t` so that each file is its owner's to replace"
             }
             Self::LinkInOpenDirectory { .. } => "name the image itself and not the link",
             Self::Newer { .. } => "use the version of preloaded-criu that made it, or make it again with this one",

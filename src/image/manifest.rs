@@ -70,8 +70,25 @@ pub struct Recipe {
     pub imports: Vec<String>,
     /// Executed files.
     pub exec: Vec<String>,
-    /// Names of the environment variables that were set for it. Values may be secrets and stay out.
+    /// Names of the environment variables that were set for it.
     pub environment: Vec<String>,
+    /// Names of the caller's variables that it was made without, because they look like secrets.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub withheld: Vec<String>,
+    /// How to make it again; nothing where that cannot be said in text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub again: Option<Again>,
+}
+
+/// How to make an image again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Again {
+    /// Arguments of `preloaded-criu snapshot`, but for the output, that mean the same in every directory.
+    /// Values of variables that were set for the image are among them: they are in its memory, too.
+    pub arguments: Vec<String>,
+    /// The directory in which it was made: imports see it.
+    pub folder: String,
 }
 
 /// A library in the image.

@@ -35,7 +35,7 @@ pub use check::{Check, Depth, FileStamp, Stale, Time};
 pub use error::{Fault, ImageError, Part, WriteFault};
 pub use format::{FORMAT_VERSION, Section, SectionKind};
 pub use machine::{Cpu, Machine};
-pub use manifest::{Host, Manifest, Memory, MemoryKind, Module, Python, Recipe};
+pub use manifest::{Again, Host, Manifest, Memory, MemoryKind, Module, Python, Recipe};
 pub use pages::PageRun;
 pub use reader::Image;
 pub use variables::Variables;

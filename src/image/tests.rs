@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -222,6 +223,25 @@ fn truncated_images_are_refused() {
     }
     file.set_len(0).unwrap();
     assert!(matches!(fault(&made.path), Fault::Empty));
+}
+
+#[test]
+fn what_a_killed_snapshot_left_is_removed_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snap.img");
+    let old = SystemTime::now() - Duration::from_secs(3600);
+    let left = |name: &str| {
+        let file = File::create(folder.path().join(name)).unwrap();
+        file.set_modified(old).unwrap();
+        file
+    };
+    left(".preloaded-criu-dead");
+    let used = left(".preloaded-criu-used");
+    let _lock = nix::fcntl::Flock::lock(used, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    File::create(folder.path().join(".preloaded-criu-young")).unwrap();
+    left("other");
+    drop(Writer::create(&path, false).unwrap());
+    assert_eq!(names(&path), [".preloaded-criu-used", ".preloaded-criu-young", "other"]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Opening an image: an image is code that runs as whoever runs it, so it is used only when nobody
-//! but its user and root could have written it.
+//! but its user and root could have written it, or put another one in its place. `docs/security.md`
+//! has the reasons.
 
 use std::collections::VecDeque;
 use std::env;
@@ -12,36 +13,33 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
-use nix::sys::stat::{Mode, fstat};
-use nix::unistd::geteuid;
+use nix::fcntl::{AT_FDCWD, OFlag, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::unistd::{geteuid, getuid};
 
 use super::error::Fault;
+use crate::sys::capabilities::exceeds_its_caller;
 
 /// How many symbolic links are followed: as many as the kernel follows (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
 
 const WRITABLE_BY_ALL: u32 = 0o002;
+/// With an access control list, the bits of the group are the most that anyone in the list may do
+/// (acl(5), "Correspondence between ACL entries and file permission bits").
 const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// In such a directory everyone renames and removes what is their own only (inode(7)).
+const STICKY: u32 = 0o1000;
 
 /// Opens the file for reading, or says why it must not be used. What is checked is what is opened:
 /// whatever happens to the name afterwards does not matter.
 pub(super) fn open(path: &Path) -> Result<(File, Metadata), Fault> {
-    let how = OpenHow::new().flags(open_flags()).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-    let descriptor = match openat2(AT_FDCWD, path, how) {
-        Ok(descriptor) => descriptor,
-        // A link somewhere on the way (ELOOP), or a sandbox that does not know the call.
-        Err(Errno::ELOOP | Errno::ENOSYS | Errno::EPERM) => walk(path)?,
-        // What open(2) says of a socket.
-        Err(Errno::ENXIO) => return Err(Fault::NotAFile("a socket")),
-        Err(error) => return Err(io::Error::from(error).into()),
-    };
-    let file = File::from(descriptor);
+    let trusted = trusted_owners();
+    let file = File::from(walk(path, &trusted)?);
     let metadata = file.metadata()?;
     if let Some(kind) = not_a_file(&metadata) {
         return Err(Fault::NotAFile(kind));
     }
-    vouch(metadata.uid(), metadata.mode(), &trusted_owners())?;
+    vouch(metadata.uid(), metadata.mode(), &trusted)?;
     Ok((file, metadata))
 }
 
@@ -71,11 +69,12 @@ fn vouch(owner: u32, mode: u32, trusted: &[u32]) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Whose images are run: one's own, root's, and as root under sudo those of the one who called it.
+/// Whose images are run: one's own, root's, and as root under sudo those of the one who called it. A
+/// program that its caller has not the rights of believes no variable of the caller's.
 fn trusted_owners() -> Vec<u32> {
     let caller = geteuid();
     let mut trusted = vec![0, caller.as_raw()];
-    if caller.is_root() {
+    if caller.is_root() && getuid().is_root() && !exceeds_its_caller() {
         let invoker = env::var("SUDO_UID").ok().and_then(|uid| uid.parse::<u32>().ok());
         trusted.extend(invoker);
     }
@@ -84,20 +83,30 @@ fn trusted_owners() -> Vec<u32> {
 
 fn open_flags() -> OFlag {
     // Without O_NONBLOCK, opening a pipe would wait for its writer.
-    OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK
+    OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW
 }
 
-/// Goes the way to the file step by step, so that each link on it is seen.
-fn walk(path: &Path) -> Result<OwnedFd, Fault> {
+/// Goes the way to the file step by step, so that each link and each directory on it is seen.
+fn walk(path: &Path, trusted: &[u32]) -> Result<OwnedFd, Fault> {
     let mut ahead: VecDeque<OsString> = steps(path).collect();
     let mut here = open_directory(if path.is_absolute() { "/" } else { "." })?;
     let mut walked = PathBuf::from(if path.is_absolute() { "/" } else { "" });
     let mut links = 0;
     while let Some(step) = ahead.pop_front() {
-        let look = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let next = openat(&here, step.as_os_str(), look, Mode::empty()).map_err(io::Error::from)?;
-        if is_link(next.as_fd())? {
-            if fstat(&here).map_err(io::Error::from)?.st_mode & WRITABLE_BY_ALL != 0 {
+        let directory = look(here.as_fd())?;
+        let next = match next(&here, &step, ahead.is_empty()) {
+            Ok(next) => next,
+            // What open(2) says of a socket.
+            Err(Errno::ENXIO) => return Err(Fault::NotAFile("a socket")),
+            Err(error) => return Err(io::Error::from(error).into()),
+        };
+        // The way to a directory is checked by the directory's own name, as it was opened.
+        if directory.st_mode & (WRITABLE_BY_ALL | STICKY) == WRITABLE_BY_ALL {
+            return Err(Fault::OpenDirectory { directory: named(&walked) });
+        }
+        let found = look(next.as_fd())?;
+        if is_link(&found) {
+            if directory.st_mode & WRITABLE_BY_ALL != 0 && !trusted.contains(&found.st_uid) {
                 return Err(Fault::LinkInOpenDirectory { link: walked.join(step) });
             }
             links += 1;
@@ -113,9 +122,7 @@ fn walk(path: &Path) -> Result<OwnedFd, Fault> {
                 ahead.push_front(step);
             }
         } else if ahead.is_empty() {
-            let flags = open_flags() | OFlag::O_NOFOLLOW;
-            let file = openat(&here, step.as_os_str(), flags, Mode::empty());
-            return Ok(file.map_err(io::Error::from)?);
+            return Ok(next);
         } else {
             here = next;
             walked.push(step);
@@ -123,6 +130,23 @@ fn walk(path: &Path) -> Result<OwnedFd, Fault> {
     }
     // Nothing but slashes and dots.
     Err(Fault::NotAFile("a directory"))
+}
+
+/// The next file on the way: to look at, or where it is the `last` and no link, to be read.
+fn next(here: &OwnedFd, step: &OsStr, last: bool) -> Result<OwnedFd, Errno> {
+    if last {
+        match openat(here, step, open_flags(), Mode::empty()) {
+            // It is a link.
+            Err(Errno::ELOOP) => {}
+            other => return other,
+        }
+    }
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(here, step, flags, Mode::empty())
+}
+
+fn named(directory: &Path) -> PathBuf {
+    if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory.to_owned() }
 }
 
 /// The names on the way, without the root and the dots.
@@ -139,9 +163,12 @@ fn open_directory(path: &str) -> Result<OwnedFd, Fault> {
     Ok(openat(AT_FDCWD, path, flags, Mode::empty()).map_err(io::Error::from)?)
 }
 
-fn is_link(descriptor: BorrowedFd<'_>) -> Result<bool, Fault> {
-    let mode = fstat(descriptor).map_err(io::Error::from)?.st_mode;
-    Ok(mode & nix::libc::S_IFMT == nix::libc::S_IFLNK)
+fn look(descriptor: BorrowedFd<'_>) -> Result<FileStat, Fault> {
+    Ok(fstat(descriptor).map_err(io::Error::from)?)
+}
+
+fn is_link(file: &FileStat) -> bool {
+    file.st_mode & nix::libc::S_IFMT == nix::libc::S_IFLNK
 }
 
 #[cfg(test)]
@@ -193,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_followed_but_not_from_where_everyone_may_put_one() {
+    fn links_are_followed_but_not_those_that_others_may_have_put_there() {
         let (folder, file) = place();
         let open_directory = folder.path().join("open");
         let closed = folder.path().join("closed");
@@ -205,18 +232,57 @@ mod tests {
             symlink("../snap.img", directory.join("relative")).unwrap();
             symlink("..", directory.join("above")).unwrap();
         }
+        // One's own links may be anywhere.
         for name in ["absolute", "relative", "above/snap.img", "../closed/./relative"] {
             assert_eq!(read(&closed.join(name)).unwrap(), "content", "{name}");
+            assert_eq!(read(&open_directory.join(name)).unwrap(), "content", "{name}");
         }
-        for name in ["absolute", "relative", "above/snap.img"] {
-            let fault = read(&open_directory.join(name)).unwrap_err();
+        let ways = ["absolute", "relative", "above/snap.img"];
+        for name in ways {
+            let stranger = walk(&open_directory.join(name), &[u32::MAX]);
+            let fault = stranger.unwrap_err();
             assert!(matches!(fault, Fault::LinkInOpenDirectory { .. }), "{name}: {fault}");
+            assert!(walk(&closed.join(name), &[u32::MAX]).is_ok(), "{name}");
         }
         symlink(open_directory.join("absolute"), closed.join("chain")).unwrap();
-        let Err(Fault::LinkInOpenDirectory { link }) = read(&closed.join("chain")) else {
+        let Err(Fault::LinkInOpenDirectory { link }) = walk(&closed.join("chain"), &[u32::MAX])
+        else {
             panic!("the second link of a chain counts too");
         };
         assert_eq!(link, open_directory.join("absolute"));
+    }
+
+    #[test]
+    fn directories_in_which_everyone_may_rename_files_are_refused() {
+        let (folder, _) = place();
+        let [open, inner] = ["open", "open/inner"].map(|name| folder.path().join(name));
+        fs::create_dir_all(&inner).unwrap();
+        for directory in [&open, &inner] {
+            fs::copy(folder.path().join("snap.img"), directory.join("snap.img")).unwrap();
+        }
+        for (mode, is_open) in [(0o777, true), (0o1777, false), (0o775, false), (0o755, false)] {
+            fs::set_permissions(&open, Permissions::from_mode(mode)).unwrap();
+            for directory in [&open, &inner] {
+                let read = read(&directory.join("snap.img"));
+                match read {
+                    Err(Fault::OpenDirectory { directory }) if is_open => {
+                        assert_eq!(directory, open);
+                    }
+                    read => assert!(!is_open && read.is_ok(), "{mode:o}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_what_was_checked() {
+        let (folder, file) = place();
+        let (mut opened, _) = open(&file).unwrap();
+        fs::write(folder.path().join("other"), "another").unwrap();
+        fs::rename(folder.path().join("other"), &file).unwrap();
+        let mut text = String::new();
+        opened.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "content");
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Making an image: it has its name only when it is whole.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
-use nix::unistd::linkat;
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag};
+use nix::unistd::{geteuid, linkat};
 use tempfile::{NamedTempFile, TempPath};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -23,6 +25,8 @@ use super::trust::not_a_file;
 pub const MEMORY_OFFSET: u64 = PAGE;
 
 const PREFIX: &str = ".preloaded-criu-";
+/// How long a file is left alone that may not be locked yet.
+const SETTLED: Duration = Duration::from_secs(60);
 const BUFFER: usize = 1 << 20;
 static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
@@ -37,6 +41,8 @@ pub struct Writer {
     path: PathBuf,
     force: bool,
     file: File,
+    /// So that whoever finds its temporary name knows that it is in use; not every file system can lock.
+    _lock: Option<Flock<File>>,
     /// The temporary name, on file systems where a file must have one.
     name: Option<TempPath>,
     position: u64,
@@ -91,6 +97,7 @@ impl Writer {
             Err(error) => return Err(error.into()),
         }
         let directory = directory_of(path);
+        sweep(directory);
         let (file, name) = if let Ok(file) = unnamed(directory) {
             (file, None)
         } else {
@@ -98,12 +105,14 @@ impl Writer {
             let (file, name) = named(directory)?.into_parts();
             (file, Some(name))
         };
+        let lock = lock(&file);
         // The mode must not depend on the umask.
         file.set_permissions(Permissions::from_mode(0o600))?;
         Ok(Self {
             path: path.to_owned(),
             force,
             file,
+            _lock: lock,
             name,
             position: MEMORY_OFFSET,
             hash: Hash(Xxh3::new()),
@@ -265,6 +274,33 @@ fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
+    }
+}
+
+fn lock(file: &File) -> Option<Flock<File>> {
+    Flock::lock(file.try_clone().ok()?, FlockArg::LockExclusiveNonblock).ok()
+}
+
+/// Removes what a snapshot has left in this directory that was killed while its image had a temporary
+/// name: on most file systems for the moment between two system calls.
+fn sweep(directory: &Path) {
+    let is_temporary = |name: &OsStr| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if !is_temporary(&entry.file_name()) {
+            continue;
+        }
+        let path = entry.path();
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(&path);
+        let Ok((metadata, file)) = file.and_then(|file| Ok((file.metadata()?, file))) else {
+            continue;
+        };
+        let age = metadata.modified().ok().and_then(|time| time.elapsed().ok());
+        let is_ours = metadata.is_file() && metadata.uid() == geteuid().as_raw();
+        // In use as long as it is locked, which it is soon after it was made.
+        if is_ours && age.is_some_and(|age| age > SETTLED) && lock(&file).is_some() {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

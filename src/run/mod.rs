@@ -14,6 +14,7 @@ use crate::image::{Check, Depth, Image, ImageError, SectionKind};
 use crate::native::exec::{Children, Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
+use crate::sys::capabilities::starts_securely;
 use crate::sys::inherited::{address_space_limit, environment, is_inherited};
 use crate::sys::lookup::{goes_by, is_executable, usual_python};
 
@@ -231,7 +232,9 @@ fn arguments(image: &Image, request: &Request) -> Result<Vec<OsString>, RunError
         None => own_name(argv0, &interpreter),
     };
     let environment = environment();
-    if !stands_for(image.check(), &request.arguments, &environment) {
+    // Where the loader would not load the restorer, there is no way to the image.
+    if starts_securely(&interpreter) || !stands_for(image.check(), &request.arguments, &environment)
+    {
         match start(interpreter, name, &request.arguments)? {}
     }
     if request.check != Depth::Off {

@@ -321,6 +321,8 @@ fn manifest(
                 .iter()
                 .map(|(name, _)| lossy(name.as_bytes()))
                 .collect(),
+            withheld: frozen.withheld.clone(),
+            again: recipe.again.clone(),
         },
         modules: ready
             .versions

@@ -57,6 +57,8 @@ pub enum SnapshotError {
         traceback: String,
         /// What was printed before, the end of it.
         output: String,
+        /// Names of the caller's variables that it did not have, because they look like secrets.
+        withheld: Vec<String>,
     },
     /// Python ended by itself.
     #[error("python ended before it could be frozen ({status}){}", during(step.as_deref()))]
@@ -98,6 +100,15 @@ pub struct Refusal {
 }
 
 impl SnapshotError {
+    /// The error of a python that did not have these variables of the caller's.
+    #[must_use]
+    pub(super) fn without(mut self, variables: &[String]) -> Self {
+        if let Self::Failed { withheld, .. } = &mut self {
+            *withheld = variables.to_vec();
+        }
+        self
+    }
+
     /// What the imported code printed before it failed, the end of it: to be shown where it was not
     /// shown when it was printed.
     #[must_use]
@@ -143,6 +154,11 @@ impl Explain for SnapshotError {
             Self::Native(error) => error.hint(),
             Self::Image(error) => error.hint(),
             Self::Xsave => "use a processor with AVX and a kernel that uses it".to_owned(),
+            Self::Failed { withheld, .. } if !withheld.is_empty() => format!(
+                "make it work with this python first; it was made without variables that look like \
+                 secrets ({}): what an import really needs is given with --env NAME=VALUE",
+                withheld.join(", ")
+            ),
             Self::Failed { .. } => {
                 "make it work with this python first: the import sees the same current directory, \
                  PYTHONPATH and environment as `python3 -c` does"
@@ -233,6 +249,7 @@ mod tests {
             what: "import nosuch".into(),
             traceback: "ModuleNotFoundError: No module named 'nosuch'\n".into(),
             output: "hello\n".into(),
+            withheld: Vec::new(),
         };
         assert_eq!(error.to_string(), "import nosuch failed");
         assert_eq!(error.output(), Some("hello\n"));

@@ -15,6 +15,7 @@ use super::python::Interpreter;
 use super::recipe::{Engines, Options, Recipe};
 use super::refusal;
 use super::scratch::Scratch;
+use super::secrets::is_secret;
 use super::target::{ORDERS, Target};
 use crate::agent::{self, Job, Ready};
 use crate::cpython::{CommandLine, Settings};
@@ -60,6 +61,8 @@ pub struct Frozen {
     pub arguments: Vec<OsString>,
     /// The environment that python was started with, without what was added for us.
     pub environment: Vec<(OsString, OsString)>,
+    /// Names of the caller's variables that were kept from it, because they look like secrets.
+    pub withheld: Vec<String>,
     /// What of that cannot be changed any more.
     pub settings: Settings,
     /// The CRIU that has frozen it.
@@ -113,7 +116,7 @@ pub fn take(
     let arguments: Vec<OsString> = std::iter::once(interpreter.path.clone().into_os_string())
         .chain(recipe.flags.iter().cloned())
         .collect();
-    let environment = environment(recipe);
+    let (environment, withheld) = environment(recipe);
     let settings = settings(&recipe.flags, &environment);
     let preload = value(&environment, "LD_PRELOAD");
     let job = Job {
@@ -135,7 +138,7 @@ pub fn take(
         },
     };
     let mut target = Target::start(&mut keeper, &interrupts, progress, spawn, &job)?;
-    let ready = target.follow()?;
+    let ready = target.follow().map_err(|error| error.without(&withheld))?;
     let seen = Seen::look(target.directory())?;
     let refusals = refusal::find(target.directory(), &seen.smaps, target.owners(), options.engines)
         .map_err(|source| SnapshotError::System { what: "look at python's descriptors", source })?;
@@ -169,6 +172,7 @@ pub fn take(
         interpreter,
         arguments,
         environment,
+        withheld,
         settings,
         criu,
         isolation,
@@ -245,12 +249,22 @@ fn dump(
     Ok(dump.judge(answer, status)?)
 }
 
-/// The caller's environment with the recipe's variables.
-fn environment(recipe: &Recipe) -> Vec<(OsString, OsString)> {
+/// The caller's environment with the recipe's variables, without what looks like a secret of the
+/// caller's; and the names of that. All of it would be in the image: in the stack of the process, where
+/// the kernel puts it, and in `os.environ`.
+fn environment(recipe: &Recipe) -> (Vec<(OsString, OsString)>, Vec<String>) {
     let set = |name: &OsStr| recipe.environment.iter().any(|(other, _)| other == name);
-    let mut environment: Vec<_> = std::env::vars_os().filter(|(name, _)| !set(name)).collect();
+    let callers = std::env::vars_os().filter(|(name, _)| !set(name));
+    let (secret, mut environment): (Vec<_>, Vec<_>) =
+        callers.partition(|(name, value)| is_secret(name.as_bytes(), value.as_bytes()));
     environment.extend(recipe.environment.iter().cloned());
-    environment
+    (environment, secret.iter().map(|(name, _)| text(name)).collect())
+}
+
+/// What the interpreter of a recipe is started with here that cannot be changed afterwards.
+#[must_use]
+pub fn settings_of(recipe: &Recipe) -> Settings {
+    settings(&recipe.flags, &environment(recipe).0)
 }
 
 /// What the interpreter is started with that cannot be changed afterwards.

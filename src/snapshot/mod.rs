@@ -21,13 +21,15 @@ mod python;
 mod recipe;
 mod refusal;
 mod scratch;
+mod secrets;
 mod sources;
 mod target;
 
 pub use error::{Refusal, SnapshotError};
-pub use frozen::{Frozen, take};
+pub use frozen::{Frozen, settings_of, take};
 pub use make::make;
 pub use progress::{Event, Progress, Silent};
 pub use python::{Interpreter, PythonError};
 pub use recipe::{Choice, Engines, Options, Recipe};
 pub use scratch::ScratchError;
+pub use secrets::is_secret_name;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::sys::Explain;
+use crate::sys::capabilities::starts_securely;
 use crate::sys::lookup::{in_path, is_executable};
 
 /// An interpreter that can be frozen.
@@ -53,6 +54,10 @@ pub enum PythonError {
         /// What it is.
         what: String,
     },
+    /// The loader preloads nothing into it.
+    #[error("{} gives rights to who starts it (setuid, setgid or `setcap`), so nothing can be loaded into it",
+        .0.display())]
+    Privileged(PathBuf),
     /// It is another kind of program than can be frozen.
     #[error("{} is {what}, and a program for x86-64 that is linked to glibc at start is needed",
         path.display())]
@@ -70,6 +75,10 @@ impl Explain for PythonError {
             Self::NotFound(_) => "name one with --python, or activate a virtual environment".into(),
             Self::Execute { .. } | Self::Mute { .. } => {
                 "see that it starts by itself: `PYTHON -c pass`".into()
+            }
+            Self::Privileged(_) => {
+                "freeze a copy without these rights (`cp` leaves capabilities behind), or use another one"
+                    .into()
             }
             Self::Other { .. } | Self::Program { .. } => {
                 "name another one with --python: your distribution's, pyenv's, uv's and conda's will do"
@@ -128,6 +137,9 @@ impl Interpreter {
             let (major, minor) = answer.version;
             let what = format!("{} {major}.{minor}", answer.implementation);
             return Err(PythonError::Other { path, what });
+        }
+        if starts_securely(&path) {
+            return Err(PythonError::Privileged(path));
         }
         Ok(Self { path, version: answer.version })
     }

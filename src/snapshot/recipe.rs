@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::image::Again;
 use crate::sys::capabilities::may_checkpoint;
 use crate::sys::keeper::Isolation;
 
@@ -24,6 +25,8 @@ pub struct Recipe {
     pub exec: Vec<PathBuf>,
     /// Variables to set, besides those that the caller has.
     pub environment: Vec<(OsString, OsString)>,
+    /// How to make the same image again, if that can be said.
+    pub again: Option<Again>,
 }
 
 /// How to go about it.

@@ -152,7 +152,7 @@ impl<'a> Target<'a> {
         }
         let output = self.printed();
         if let Some((what, traceback)) = self.story.failed.take() {
-            return SnapshotError::Failed { what, traceback, output };
+            return SnapshotError::Failed { what, traceback, output, withheld: Vec::new() };
         }
         if !self.story.refused.is_empty() {
             return SnapshotError::Refused(std::mem::take(&mut self.story.refused));

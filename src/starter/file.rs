@@ -9,6 +9,7 @@
 //!   python=/usr/bin/python3
 //!   image=/home/me/snap.img        absent: a file in the user's cache directory
 //!   folder=/home/me/project        where images are made
+//!   max-age=604800                 after how many seconds an image is made anew; absent: never
 //!   snapshot=--import              the arguments of `preloaded-criu snapshot`, one a line;
 //!   snapshot=numpy                 absent: it makes no image
 //! ```
@@ -20,6 +21,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf, absolute};
+use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -42,6 +44,8 @@ pub struct Starter {
     pub at: Option<PathBuf>,
     /// The directory in which the image is made.
     pub folder: PathBuf,
+    /// After which time an image is made anew.
+    pub max_age: Option<Duration>,
     /// The arguments of `preloaded-criu snapshot`, but for the output; none if it makes no image.
     pub snapshot: Vec<OsString>,
 }
@@ -113,6 +117,10 @@ impl Starter {
                 b"python" => starter.python = value.into(),
                 b"image" => starter.at = Some(value.into()),
                 b"folder" => starter.folder = value.into(),
+                b"max-age" => {
+                    let seconds = value.to_str()?.parse().ok()?;
+                    starter.max_age = Some(Duration::from_secs(seconds));
+                }
                 b"snapshot" => starter.snapshot.push(value),
                 _ => return None,
             }
@@ -133,6 +141,9 @@ impl Starter {
             line("image", image.as_os_str());
         }
         line("folder", self.folder.as_os_str());
+        if let Some(age) = self.max_age {
+            line("max-age", age.as_secs().to_string().as_ref());
+        }
         self.snapshot.iter().for_each(|argument| line("snapshot", argument));
         text
     }
@@ -239,6 +250,7 @@ mod tests {
             python: "/usr/bin/python3".into(),
             at: Some(OsStr::from_bytes(b"/a %0A\n\xff=.img").into()),
             folder: "/".into(),
+            max_age: Some(Duration::from_secs(60)),
             snapshot: vec!["--import".into(), "json".into(), "".into()],
         }
     }
@@ -261,7 +273,14 @@ mod tests {
 
     #[test]
     fn what_is_no_starter_is_refused() {
-        for text in ["", "#!/bin/sh\necho\n", "image=/x\n", "python=/x\nother=y\n", "python=%\n"] {
+        for text in [
+            "",
+            "#!/bin/sh\necho\n",
+            "image=/x\n",
+            "python=/x\nother=y\n",
+            "python=%\n",
+            "python=/x\nmax-age=soon\n",
+        ] {
             assert_eq!(Starter::decode(text.as_bytes()), None, "{text:?}");
         }
     }

@@ -39,13 +39,7 @@ pub(super) fn make(
     if given_up(&note, file) {
         return Err(Regret::GivenUp { image: image.clone(), note });
     }
-    // The starter is the lock: it is there, every user of it can open it, and nothing is left.
-    let Ok(lock) = File::open(file)
-        .map_err(|_| ())
-        .and_then(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| ()))
-    else {
-        return Err(Regret::Busy(image.clone()));
-    };
+    let Some(lock) = lock(file) else { return Err(Regret::Busy(image.clone())) };
     // Somebody may have made it before the lock was free.
     let Err(why) = run(request);
     if !helps(&why, image) {
@@ -62,6 +56,46 @@ pub(super) fn make(
     drop(lock);
     let Err(why) = run(request);
     Err(Regret::Run(why))
+}
+
+/// Makes an image anew that is older than the starter wants. Nobody waits for it: who does not get the
+/// lock, or comes after a try that has failed, runs the image that there is.
+///
+/// # Errors
+///
+/// Why it could not be made; the image that there is can still be used.
+pub(super) fn renew(
+    starter: &Starter,
+    file: &Path,
+    image: &Path,
+    begin: impl FnOnce(&Path),
+) -> Result<(), Regret> {
+    let note = note(image);
+    if starter.snapshot.is_empty() || !is_too_old(starter, image) || given_up(&note, file) {
+        return Ok(());
+    }
+    let Some(_lock) = lock(file).filter(|_| is_too_old(starter, image)) else { return Ok(()) };
+    begin(image);
+    if let Err(why) = snapshot(starter, image) {
+        let _ = why.lasts.then(|| fs::write(&note, &why.said));
+        return Err(Regret::NotRenewed { image: image.to_owned(), why: why.said });
+    }
+    let _ = fs::remove_file(&note);
+    Ok(())
+}
+
+/// Whether an image that is there is older than the starter wants. An image is never written again, so
+/// its file's time is when it was made.
+fn is_too_old(starter: &Starter, image: &Path) -> bool {
+    let Some(most) = starter.max_age else { return false };
+    let made = fs::metadata(image).and_then(|metadata| metadata.modified());
+    // One from the future is new.
+    made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > most))
+}
+
+/// The starter is the lock: it is there, every user of it can open it, and nothing is left.
+fn lock(starter: &Path) -> Option<Flock<File>> {
+    Flock::lock(File::open(starter).ok()?, FlockArg::LockExclusiveNonblock).ok()
 }
 
 /// Whether the image can be used when it is made anew: by us, here.

@@ -41,6 +41,14 @@ pub enum Regret {
         /// What `preloaded-criu snapshot` said.
         why: String,
     },
+    /// It is older than it should be, could not be made anew, and is run all the same.
+    #[error("the image {} is older than it should be and could not be made anew: {why}", image.display())]
+    NotRenewed {
+        /// The image.
+        image: PathBuf,
+        /// What `preloaded-criu snapshot` said.
+        why: String,
+    },
     /// It could not be made before, and is not tried again for a while.
     #[error("the image {} could not be made (in {}: why; removed, it is tried again)",
         image.display(), note.display())]
@@ -60,7 +68,7 @@ impl Explain for Regret {
         match self {
             Self::Run(error) => error.hint(),
             Self::Busy(_) => "the next start will find it".into(),
-            Self::NotMade { .. } | Self::GivenUp { .. } => {
+            Self::NotMade { .. } | Self::NotRenewed { .. } | Self::GivenUp { .. } => {
                 "make it by hand with `preloaded-criu snapshot`, which says more".into()
             }
             Self::Homeless => "name the image's file when the starter is made".into(),
@@ -106,6 +114,9 @@ pub fn start(
         return Ok(run_without(&request, Some(starter.python))?);
     };
     let request = Request { image: image.clone(), arguments, ..Request::default() };
+    if let Err(regret) = making::renew(&starter, path, &image, |image| tell(Ok(image))) {
+        tell(Err(&regret));
+    }
     let Err(why) = run(&request);
     let regret = match making::make(&starter, path, &request, why, |image| tell(Ok(image))) {
         Ok(never) => match never {},

@@ -2,10 +2,14 @@
 
 #![allow(unsafe_code, reason = "sys")]
 
+use std::ffi::CString;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use caps::{CapSet, Capability, CapsHashSet};
-use nix::unistd::geteuid;
+use nix::unistd::{getegid, geteuid, getgid, getuid};
 
 use super::spawn::Privileges;
 
@@ -38,6 +42,29 @@ pub fn may_administer() -> bool {
 pub fn exceeds_its_caller() -> bool {
     // SAFETY: takes no address.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// Whether the dynamic loader would ignore what is preloaded into a program, were it executed by this
+/// process (ld.so(8), "Secure-execution mode"): it has rights that its caller has not.
+#[must_use]
+pub fn starts_securely(program: &Path) -> bool {
+    // The kernel compares the new identity with the real one, which an exec leaves as it is
+    // (security/commoncap.c, `cap_bprm_creds_from_file`).
+    geteuid() != getuid() || getegid() != getgid() || gives_rights(program)
+}
+
+/// Whether who executes this file gets rights by it: a setuid or setgid bit, or capabilities of the file.
+fn gives_rights(program: &Path) -> bool {
+    const SETUID: u32 = 0o4000;
+    const SETGID_AND_EXECUTABLE: u32 = 0o2010;
+    let mode = program.metadata().map_or(0, |metadata| metadata.mode());
+    let by_bits = mode & SETUID != 0 || mode & SETGID_AND_EXECUTABLE == SETGID_AND_EXECUTABLE;
+    let Ok(name) = CString::new(program.as_os_str().as_bytes()) else { return by_bits };
+    // SAFETY: two strings that end with a NUL; without a buffer the call only says how long the value is.
+    let length = unsafe {
+        libc::getxattr(name.as_ptr(), c"security.capability".as_ptr(), std::ptr::null_mut(), 0)
+    };
+    by_bits || length > 0
 }
 
 fn effective(capability: Capability) -> bool {

@@ -4,7 +4,7 @@ use std::io;
 
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::unistd::{Pid, pause};
+use nix::unistd::{Pid, getpid, getppid, pause};
 
 use super::spawn;
 
@@ -21,10 +21,11 @@ impl Numbers {
     /// `EAGAIN` where there are no more processes to be had.
     pub fn take(count: usize) -> io::Result<Self> {
         let mut numbers = Self(Vec::with_capacity(count));
+        let parent = getpid();
         for _ in 0..count {
             match spawn::fork()? {
                 Some(child) => numbers.0.push(child),
-                None => hold(),
+                None => hold(parent),
             }
         }
         Ok(numbers)
@@ -49,8 +50,12 @@ impl Drop for Numbers {
 }
 
 /// The life of a child that holds a number.
-fn hold() -> ! {
+fn hold(parent: Pid) -> ! {
     let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+    // Of a parent that has died before, nobody tells.
+    if getppid() != parent {
+        spawn::leave();
+    }
     let _ = SigSet::all().thread_set_mask();
     loop {
         pause();

@@ -19,7 +19,7 @@ fn twenty_at_once_ten_times_over() {
                 .map(|number| {
                     let number = number.to_string();
                     let run = it.python(["-c", code, &number]).from(Recipe::Numeric);
-                    run.env("OPENBLAS_NUM_THREADS", "2").thawed().spawn()
+                    run.thawed().spawn()
                 })
                 .collect();
             for (number, run) in running.into_iter().enumerate() {

@@ -42,7 +42,7 @@ fn they_are_called_at_their_time() {
         assert_eq!(outcome.thaw().succeeds().text(), wanted);
 
         let broken = image("broken.img", true);
-        let outcome = it.code("print('not reached')").image(&broken).thaw();
+        let outcome = it.code("print('not reached')").env("BROKEN", "1").image(&broken).thaw();
         assert_eq!((outcome.status.code(), outcome.text().as_str()), (Some(1), ""));
         let error = String::from_utf8_lossy(&outcome.err).into_owned();
         assert!(error.starts_with("Traceback") && error.contains("in broken"), "{error}");

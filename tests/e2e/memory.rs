@@ -248,23 +248,112 @@ fn random_operations_find_the_same_bytes() {
     });
 }
 
-/// Allocators that take malloc's place by `LD_PRELOAD`: all that they own is copied.
+/// Blocks of a megabyte, of a hundred and of a gigabyte: the bytes stay, also where a block grows past
+/// what follows it in the image.
 #[test]
-#[ignore = "needs PRELOADED_CRIU_TEST_ALLOCATORS: shared objects (jemalloc, tcmalloc, mimalloc), with colons between"]
+fn blocks_of_every_size_grow_and_shrink() {
+    once(|it| {
+        let code = r"
+import giant
+for size, block in giant.blocks():
+    known = {part: giant.sum_of(block.memory(), part) for part in (size // 2, size)}
+    kept = size
+    for new in (size + 4096, size + size // 16, size * 5 // 4, size, size // 2, size + 1):
+        block.resize(new)
+        kept = min(kept, new)
+        assert giant.sum_of(block.memory(), kept) == known[kept], (size, new)
+        giant.touch(block.memory(), kept)
+    block.free()
+print('right')
+";
+        check(it, Recipe::Giant, code, "right\n");
+    });
+}
+
+/// What the kernel is asked about pages that were alive at the snapshot is answered as for memory that
+/// never was in a file, whoever owns them.
+#[test]
+fn advice_about_frozen_pages_means_what_it_always_does() {
+    for_everyone(|it| {
+        let code = r"
+from pages import *
+for name, address in regions.items():
+    third = SIZE // 4
+    told = [name, content(address)]
+    told += [advise(address + third, third, DONTNEED), content(address, third), content(address + third, third), content(address + 2 * third, 2 * third)]
+    ctypes.memset(address + third, 0x77, third)
+    told += [content(address, 2 * third), advise(address + 1, third, DONTNEED), content(address, 2 * third)]
+    told += [advise(address, third, FREE), set(content(address, third).split('/')) <= {'kept', 'zeros'}]
+    ctypes.memset(address, 0x5A, SIZE)
+    told += [advise(address, third, WIPEONFORK), content(address), in_child(lambda: os._exit(content(address, third) == 'zeros'))]
+    told += [advise(address, third, KEEPONFORK), in_child(lambda: os._exit(content(address) == 'kept'))]
+    told += [advise(address, SIZE, HUGEPAGE), advise(address, SIZE, NOHUGEPAGE), content(address)]
+    print(*told)
+";
+        let python = it.code(code).from(Recipe::Pages);
+        python.env("PYTHONPATH", shared().modules()).is_as_stock().succeeds();
+    });
+}
+
+#[test]
+fn frozen_pages_are_locked_protected_and_guarded() {
+    for_everyone(|it| {
+        let code = r"
+from pages import *
+def locked():
+    return next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmLck'))
+for name, address in regions.items():
+    told = [name, libc.mlock(address, PAGE), locked(), libc.munlock(address, PAGE), locked()]
+    told += [libc.mlock(address, PAGE), advise(address, PAGE, DONTNEED), content(address, PAGE)]
+    told += [advise(address, PAGE, DONTNEED_LOCKED), content(address, PAGE), libc.munlock(address, PAGE)]
+    told += [libc.mprotect(address, PAGE, READ), in_child(lambda: ctypes.memset(address, 1, 1))]
+    told += [libc.mprotect(address, PAGE, NONE), in_child(lambda: ctypes.string_at(address, 1))]
+    told += [libc.mprotect(address, PAGE, BOTH), content(address)]
+    installed = advise(address + PAGE, PAGE, GUARD_INSTALL)
+    told += [installed, installed or in_child(lambda: ctypes.string_at(address + PAGE, 1))]
+    told += [installed or advise(address + PAGE, PAGE, GUARD_REMOVE), installed or content(address + PAGE, PAGE)]
+    print(*told)
+print(in_child(lambda: ctypes.memset(guard, 1, 1)), in_child(lambda: ctypes.string_at(guard, 1)))
+print(libc.mprotect(guard, PAGE, BOTH), guarded[:] == b'g' * len(guarded))
+ctypes.memset(guard, 0x77, PAGE); print(content(guard, PAGE), guarded[0], guarded[-1])
+";
+        let python = it.code(code).from(Recipe::Pages);
+        python.env("PYTHONPATH", shared().modules()).is_as_stock().succeeds();
+    });
+}
+
+/// Allocators that take malloc's place by `LD_PRELOAD`: all that they own is copied. Which they are,
+/// `scripts/test` says: shared objects with colons between.
+#[test]
 fn other_allocators_are_frozen_too() {
-    let allocators = env::var("PRELOADED_CRIU_TEST_ALLOCATORS").unwrap();
-    for_makers(|it| {
+    let allocators = env::var("PRELOADED_CRIU_TEST_ALLOCATORS").expect(
+        "PRELOADED_CRIU_TEST_ALLOCATORS is not set: scripts/test installs the allocators and sets it",
+    );
+    once(|it| {
         for allocator in allocators.split(':') {
+            eprintln!("with {allocator}");
+            // Such settings hold for the interpreter from its start: a run must have them too, or it
+            // is no run from the image.
+            let settings = [("PYTHONMALLOC", "malloc"), ("LD_PRELOAD", allocator)];
+            let set = settings.map(|(name, value)| format!("{name}={value}"));
             it.snapshot(["--import", "churn", "--output", "other.img", "--python"])
                 .args([&it.seat.python.path])
-                .args(["--env", "PYTHONMALLOC=malloc", "--env", &format!("LD_PRELOAD={allocator}")])
+                .args(set.iter().flat_map(|setting| ["--env", setting]))
                 .env("PYTHONPATH", shared().modules())
                 .run()
                 .succeeds();
             let image = it.keep("other.img");
-            let code = "import sys\nfrom churn import memory\nmemory.run(int(sys.argv[1]), int(sys.argv[2]))";
-            let python = it.python(["-c", code, "1", "200"]).image(&image);
-            python.env("PYTHONPATH", shared().modules()).is_as_stock().succeeds();
+            let python = |code: &str| {
+                let python = it.python(["-c", code, "1", "80"]).image(&image);
+                let python = python.env("PYTHONPATH", shared().modules());
+                settings.iter().fold(python, |python, (name, value)| python.env(name, value))
+            };
+            let restored = "import os, preloaded_criu\nassert preloaded_criu.is_restored()\n\
+                            assert os.environ['LD_PRELOAD'] in open('/proc/self/maps').read()";
+            python(restored).thaw().succeeds();
+            python("import sys\nfrom churn import memory\nmemory.run(int(sys.argv[1]), int(sys.argv[2]))")
+                .is_as_stock()
+                .succeeds();
         }
     });
 }

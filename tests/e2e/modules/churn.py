@@ -34,7 +34,7 @@ for _name, _result, *_arguments in (
     if _function is not None:
         _function.restype, _function.argtypes = _result, _arguments
 
-HUGEPAGE, NOHUGEPAGE, COLLAPSE, COLD, POPULATE_WRITE = 14, 15, 25, 20, 23
+DONTNEED, FREE, HUGEPAGE, NOHUGEPAGE, COLD, POPULATE_WRITE = 4, 8, 14, 15, 20, 23
 
 
 def filled(size, seed):
@@ -187,7 +187,7 @@ class Churn:
 
     def thread_works(self, dice):
         """The same in the other thread's arena."""
-        job = dice.choice([self.block_is_resized, self.block_is_replaced, self.many_are_freed])
+        job = dice.choice([self.block_is_resized, self.block_is_replaced, self.many_are_freed, self.block_is_emptied])
         return self.elsewhere(lambda: job(dice, self.theirs))
 
     def area_is_emptied(self, dice):
@@ -247,6 +247,28 @@ class Churn:
             results += [libc.mlock(start, PAGE), libc.munlock(start, PAGE), libc.msync(start, length, 4)]
         return results, zlib.crc32(block.read())
 
+    def block_is_emptied(self, dice, blocks=None):
+        """MADV_DONTNEED and MADV_FREE inside of a block of malloc's: zeros; what is free may be either."""
+        blocks = self.blocks if blocks is None else blocks
+        large = [block for block in blocks if block.size > 4 * PAGE]
+        if not large:
+            return None
+        block, one, other = dice.choice(large), dice.random(), dice.random()
+        # Where its pages begin is not the same in every process: what is compared must not tell.
+        start = -block.address % PAGE
+        count = (block.size - start) // PAGE
+        first = int(one * count)
+        begin = start + first * PAGE
+        end = begin + int(1 + other * (count - first - 1)) * PAGE
+        place, before = block.address + begin, block.read()
+        results = [libc.madvise(place, end - begin, DONTNEED)]
+        after = block.read()
+        results += [after[:begin] == before[:begin], not any(after[begin:end]), after[end:] == before[end:]]
+        block.write(begin, before[begin:end])
+        results += [libc.madvise(place, end - begin, FREE)]
+        block.write(begin, before[begin:end])
+        return results, zlib.crc32(block.read())
+
     def objects_change(self, dice):
         """Arenas of small objects come and go."""
         number = dice.randrange(len(self.objects))
@@ -287,7 +309,8 @@ class Churn:
         operations = [
             self.array_grows, self.array_shrinks, self.array_is_written, self.block_is_resized, self.block_is_replaced,
             self.many_are_freed, self.thread_works, self.area_is_emptied, self.area_is_resized, self.area_is_advised,
-            self.area_is_protected, self.heap_moves, self.advice_to_malloc, self.objects_change, self.child_writes,
+            self.area_is_protected, self.heap_moves, self.advice_to_malloc, self.block_is_emptied, self.objects_change,
+            self.child_writes,
         ]  # fmt: skip
         print(self.digest())
         for number in range(count):

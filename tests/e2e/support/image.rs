@@ -21,6 +21,10 @@ pub(crate) enum Recipe {
     Lively,
     /// Memory of all kinds and sizes.
     Blocks,
+    /// Blocks of up to a gigabyte.
+    Giant,
+    /// Pages of various owners, and what the kernel can be asked about them.
+    Pages,
     /// Memory of every allocator, and what can be done to it.
     Churn,
     /// Everything that draws random numbers, already drawn from.
@@ -41,6 +45,8 @@ impl Recipe {
             Self::Plain => &["json", "threading", "subprocess", "ctypes"],
             Self::Lively => &["lively"],
             Self::Blocks => &["blocks"],
+            Self::Giant => &["giant"],
+            Self::Pages => &["pages"],
             Self::Churn => &["churn"],
             Self::Dice => &["dice"],
             Self::Rounding => &["rounding"],

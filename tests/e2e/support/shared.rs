@@ -83,13 +83,15 @@ impl Shared {
     }
 }
 
-const MODULES: [(&str, &str); 9] = [
+const MODULES: &[(&str, &str)] = &[
     ("blocks.py", include_str!("../modules/blocks.py")),
     ("churn.py", include_str!("../modules/churn.py")),
     ("crowd.py", include_str!("../modules/crowd.py")),
     ("dice.py", include_str!("../modules/dice.py")),
+    ("giant.py", include_str!("../modules/giant.py")),
     ("lively.py", include_str!("../modules/lively.py")),
     ("numeric.py", include_str!("../modules/numeric.py")),
+    ("pages.py", include_str!("../modules/pages.py")),
     ("probe.py", include_str!("../modules/probe.py")),
     ("rounding.py", include_str!("../modules/rounding.py")),
     ("volatile.py", include_str!("../modules/volatile.py")),

@@ -1,0 +1,457 @@
+//! Whose images are run, what they hold, and what a script finds of us: nothing.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nix::unistd::{Gid, Uid, chown};
+
+use crate::support::image::copy;
+use crate::support::run::{Command, Python};
+use crate::support::{
+    Context, Outcome, Recipe, as_root, everywhere, for_everyone, for_makers, once, shared,
+};
+
+const STRANGER: u32 = 12345;
+
+fn run<'a>(it: &'a Context, image: &Path) -> Command<'a> {
+    it.program(["run"]).args([image]).args(["-c", "print('ran')"])
+}
+
+#[track_caller]
+fn runs(command: &Command<'_>) {
+    assert_eq!(command.run().succeeds().text(), "ran\n");
+}
+
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+fn give(path: &Path, owner: u32) {
+    chown(path, Some(Uid::from_raw(owner)), None).unwrap();
+}
+
+#[test]
+fn an_access_list_that_lets_others_write() {
+    as_root(|it| {
+        let image = copy(it, Recipe::Plain, "copy.img");
+        let list = |entry: &str| {
+            let done = it.command("/usr/bin/setfacl").args(["-b", "-m", entry]).args([&image]);
+            done.run().succeeds();
+        };
+        list("u:54321:r");
+        runs(&run(it, &image));
+        list("u:54321:rw");
+        run(it, &image).run().is_refused(&["copy.img", "chmod"]);
+        list("g:54321:rw");
+        run(it, &image).run().is_refused(&["copy.img", "chmod"]);
+    });
+}
+
+#[test]
+fn directories_in_which_everyone_may_rename() {
+    for_everyone(|it| {
+        let image = copy(it, Recipe::Plain, "copy.img");
+        let [open, inner] = ["open", "open/inner"].map(|name| it.work().join(name));
+        fs::create_dir_all(&inner).unwrap();
+        for directory in [&open, &inner] {
+            let there = directory.join("snap.img");
+            fs::copy(&image, &there).unwrap();
+            it.own(directory);
+            it.own(&there);
+        }
+        for directory in [&open, &inner] {
+            let there = directory.join("snap.img");
+            mode(&open, 0o777);
+            run(it, &there).run().is_refused(&[open.to_str().unwrap(), "chmod"]);
+            run(it, Path::new("snap.img")).folder(directory).run();
+            mode(&open, 0o1777);
+            runs(&run(it, &there));
+            mode(&open, 0o775);
+            runs(&run(it, &there));
+        }
+    });
+}
+
+#[test]
+fn links_of_others() {
+    for_everyone(|it| {
+        let image = copy(it, Recipe::Plain, "copy.img");
+        let open = it.work().join("open");
+        fs::create_dir(&open).unwrap();
+        let link = open.join("link.img");
+        symlink(&image, &link).unwrap();
+        let owner = |uid| {
+            std::os::unix::fs::lchown(&link, Some(uid), None).unwrap();
+        };
+        mode(&open, 0o1777);
+        owner(it.seat.who.uid().as_raw());
+        runs(&run(it, &link));
+        if nix::unistd::geteuid().is_root() {
+            owner(0);
+            runs(&run(it, &link));
+            owner(STRANGER);
+            run(it, &link).run().is_refused(&["link"]);
+            // Where only its owner can put one, a link is no worse than what it points to.
+            mode(&open, 0o755);
+            runs(&run(it, &link));
+        }
+    });
+}
+
+#[test]
+fn the_invoking_user_is_trusted_under_sudo_only() {
+    as_root(|it| {
+        let image = copy(it, Recipe::Plain, "copy.img");
+        give(&image, STRANGER);
+        let told = run(it, &image).env("SUDO_UID", STRANGER.to_string());
+        runs(&told);
+        run(it, &image).run().is_refused(&["12345"]);
+        for other in ["0", "54321", "", "-1", "12345x", "4294979641"] {
+            run(it, &image).env("SUDO_UID", other).run().is_refused(&["12345"]);
+        }
+        // A program that is setuid has its variables from somebody who is not root.
+        told.clone().through(["setpriv", "--ruid=54321"]).run().is_refused(&["12345"]);
+        let launcher = it.file("bin/launcher", fs::read(shared().binary()).unwrap());
+        mode(&launcher, 0o4755);
+        let command = it
+            .command("/usr/bin/setpriv")
+            .args(["--reuid=54321", "--regid=54321", "--clear-groups"])
+            .args([launcher.as_os_str(), "run".as_ref(), image.as_os_str()])
+            .args(["-c", "print('ran')"])
+            .env("SUDO_UID", STRANGER.to_string());
+        command.run().is_refused(&["12345"]);
+        // It runs root's images, as the rights say that it was given.
+        give(&image, 0);
+        runs(&command);
+        // And one of the user's own, who could write anything into it, it does not.
+        give(&image, 54321);
+        command.run().is_refused(&["54321"]);
+    });
+}
+
+const WHO: &str = "import json, os, sys\n\
+    lines = [line.strip() for line in open('/proc/self/status') if line.startswith(('Uid', 'Gid', 'Cap', 'NoNew', 'Groups'))]\n\
+    print(lines, sorted(os.listdir('/proc/self/fd')), [name for name in os.environ if 'CRIU' in name or 'LD_' in name])";
+
+#[test]
+fn more_rights_than_the_caller_has() {
+    as_root(|it| {
+        // The loader preloads nothing where real and effective identity differ: python as ever.
+        for identity in [&["--ruid=54321"][..], &["--rgid=54321", "--clear-groups"]] {
+            it.code(WHO).through(["setpriv"]).through(identity).is_as_stock().succeeds();
+        }
+        // An interpreter with capabilities of its own, or a setuid bit.
+        let home = it.file("home/keep", "").parent().unwrap().to_owned();
+        let python = home.join("python3");
+        fs::copy(fs::canonicalize(&it.seat.python.path).unwrap(), &python).unwrap();
+        let set = |capabilities: &[&str]| {
+            it.command("/usr/sbin/setcap").args(capabilities).args([&python]).run().succeeds();
+        };
+        let made = it.snapshot(["--import", "json", "-o", "own.img", "--python"]).args([&python]);
+        made.run().succeeds();
+        let image = home.join("own.img");
+        fs::rename(it.work().join("own.img"), &image).unwrap();
+        mode(&image, 0o644);
+        let as_user = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"];
+        let thawed = run_python(it, &image).through(as_user);
+        let stock = it.command(&python).args(["-c", WHO]).through(as_user);
+        let seen = || {
+            let (thawed, stock) = (thawed.run().succeeds(), stock.run().succeeds());
+            assert_eq!((thawed.text(), thawed.errors()), (stock.text(), stock.errors()));
+            stock.text()
+        };
+        let without = seen();
+        set(&["cap_net_raw+ep"]);
+        assert_ne!(seen(), without, "the capability is there");
+        // Without new privileges it has none, and is an ordinary program.
+        let no_new = thawed.clone().through(["setpriv", "--no-new-privs"]).run().succeeds();
+        let stock_no_new = stock.clone().through(["setpriv", "--no-new-privs"]).run().succeeds();
+        assert_eq!(no_new.text(), stock_no_new.text());
+        made.clone().args(["--force"]).run().is_refused(&["python3", "setcap"]);
+        set(&["-r"]);
+        mode(&python, 0o4755);
+        seen();
+        made.clone().args(["--force"]).run().is_refused(&["python3", "setuid"]);
+        mode(&python, 0o755);
+        assert_eq!(seen(), without);
+    });
+}
+
+fn run_python<'a>(it: &'a Context, image: &Path) -> Command<'a> {
+    it.program(["run"]).args([image]).args(["-c", WHO])
+}
+
+/// All that the kernel tells of a process, but what differs from run to run, and what memory is for.
+const EVERYTHING: &str = r"
+import ctypes, os, re, sys
+def read(name):
+    try:
+        return open('/proc/self/' + name, 'rb').read().decode(errors='surrogateescape')
+    except OSError as error:
+        return str(error.errno)
+skipped = re.compile('Vm|Rss|Pid|Tgid|NSpid|NStgid|NSpgid|NSsid|voluntary|nonvoluntary|Name|HugetlbPages|x86_Thread')
+print([line for line in read('status').splitlines() if not skipped.match(line)])
+for name in ('environ', 'limits', 'personality', 'coredump_filter', 'oom_score_adj', 'loginuid', 'sessionid',
+             'cgroup', 'cpuset', 'timerslack_ns', 'timers', 'uid_map', 'attr/current', 'comm', 'mountinfo'):
+    print(name, ascii(read(name)))
+for number in sorted(map(int, os.listdir('/proc/self/fd'))):
+    try:
+        print(number, re.sub('[0-9]{3,}', 'N', os.readlink(f'/proc/self/fd/{number}')), re.findall('flags:.*', read(f'fdinfo/{number}')))
+    except OSError:
+        pass
+maps = [line.split(None, 5) for line in read('maps').splitlines()]
+print('writable and executable', [line for line in maps if 'w' in line[1] and 'x' in line[1]])
+print('shared', [line for line in maps if line[1].endswith('s') and 'gconv' not in line[-1]])
+print('named', sorted({line[5] for line in maps if len(line) == 6 and line[5].startswith(('[', '/memfd', '/dev', '/proc'))}))
+print('locked', read('status').count('VmLck:\t       0 kB'))
+print([os.readlink(f'/proc/self/ns/{name}') for name in sorted(os.listdir('/proc/self/ns'))])
+libc = ctypes.CDLL(None, use_errno=True)
+print('prctl', [(option, libc.prctl(option, 0, 0, 0, 0)) for option in (3, 7, 21, 27, 30, 39, 42)])
+keyctl = lambda ring: libc.syscall(250, 0, ring, 0)
+print('keyrings', [(ring, keyctl(ring), ctypes.get_errno()) for ring in (-1, -2, -3)])
+print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), sorted(os.sched_getaffinity(0)), os.getpgid(0) == os.getsid(0))
+print(len(os.listdir('/proc/self/task')), read('children'), os.listdir('/proc/self/map_files') == [] )
+";
+
+#[test]
+fn nothing_of_ours_is_left_in_the_script() {
+    everywhere(|it| {
+        let check = |run: Python<'_>| drop(run.is_as_stock().succeeds());
+        let run = it.python(["script.py"]).file("script.py", EVERYTHING);
+        check(run.clone());
+        check(run.clone().from(Recipe::Nothing));
+        check(run.clone().through(["setpriv", "--no-new-privs"]));
+        check(run.clone().shell(r#"umask 077; ulimit -c 0; exec "$@" 7</dev/null"#));
+        if it.seat.who == crate::support::Who::Root {
+            for around in [
+                &["setpriv", "--securebits=+noroot,+noroot_locked"][..],
+                &["setpriv", "--inh-caps=+net_raw", "--ambient-caps=+net_raw"],
+                &["setpriv", "--bounding-set=-sys_admin"],
+                &[
+                    "setpriv",
+                    "--reuid=54321",
+                    "--clear-groups",
+                    "--inh-caps=+sys_nice",
+                    "--ambient-caps=+sys_nice",
+                ],
+            ] {
+                let image = copy(it, Recipe::Plain, "copy.img");
+                mode(&image, 0o644);
+                let kept = it.keep("copy.img");
+                check(run.clone().image(kept).through(around));
+            }
+        }
+    });
+}
+
+fn contains(image: &Path, text: &str) -> bool {
+    let bytes = fs::read(image).unwrap();
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+#[test]
+fn secrets_of_the_caller_stay_out_of_the_image() {
+    for_makers(|it| {
+        let python = it.seat.python.path.clone();
+        let snapshot = |more: &[&str]| {
+            it.snapshot(["--force", "--import", "json", "-o", "x.img", "--python"])
+                .args([&python])
+                .args(more)
+                .env("SERVICE_API_KEY", "hidden-1-4711")
+                .env("DATABASE_URL", "db://me:hidden-2-4711@host/")
+                .env("ORDINARY", "plain-4711")
+        };
+        let image = it.work().join("x.img");
+        snapshot(&[]).run().succeeds();
+        for (secret, there) in
+            [("hidden-1-4711", false), ("hidden-2-4711", false), ("plain-4711", true)]
+        {
+            assert_eq!(contains(&image, secret), there, "{secret}");
+        }
+        let inspect =
+            |options: &[&str]| it.program(["inspect"]).args(options).args([&image]).run().text();
+        let told = inspect(&[]);
+        assert!(told.contains("SERVICE_API_KEY") && !told.contains("secret?"), "{told}");
+        // The script has them.
+        let code = "import os; print(os.environ['SERVICE_API_KEY'])";
+        let run =
+            it.program(["run"]).args([&image]).args(["-c", code]).env("SERVICE_API_KEY", "now");
+        assert_eq!(run.run().succeeds().text(), "now\n");
+        // What is given on purpose is there, and warned of; its value is not printed.
+        snapshot(&["--env", "SERVICE_API_KEY=given-4711"]).run().succeeds();
+        assert!(contains(&image, "given-4711"));
+        let told = inspect(&[]);
+        assert!(told.contains("secret?") && told.contains("SERVICE_API_KEY"), "{told}");
+        assert!(!told.contains("given-4711") && !inspect(&["--json"]).contains("given-4711"));
+        // Who cannot do without is told how.
+        it.file("needs.py", "import os; os.environ['SERVICE_API_KEY']");
+        snapshot(&["--exec", "needs.py"]).run().is_refused(&[
+            "needs.py",
+            "SERVICE_API_KEY",
+            "--env",
+        ]);
+    });
+}
+
+/// Where the image has put things, and what it hashes to.
+fn layout(it: &Context, image: &Path) -> String {
+    let code = "import own; print(own.value, hash('text'), id(own))";
+    it.program(["run"]).args([image]).args(["-c", code]).folder("/").run().succeeds().text()
+}
+
+#[test]
+fn an_image_is_made_anew_as_it_was_made() {
+    for_makers(|it| {
+        it.file("own.py", "import os; value = os.environ.get('GIVEN'), os.getcwd()");
+        it.file("warm.py", "import own; own.warm = True");
+        let python = it.seat.python.path.clone();
+        let made = it
+            .snapshot([
+                "--import",
+                "own,json",
+                "--exec",
+                "warm.py",
+                "--env",
+                "GIVEN=one",
+                "-O",
+                "--python",
+            ])
+            .args([&python]);
+        made.run().succeeds();
+        let image = it.work().join("snap.img");
+        let before = (layout(it, &image), fs::metadata(&image).unwrap().ino());
+        let refresh = || it.program(["snapshot", "--refresh"]).args([&image]).folder("/");
+        refresh().run().succeeds();
+        let after = (layout(it, &image), fs::metadata(&image).unwrap().ino());
+        let value = |text: &str| text.split(") ").next().unwrap().to_owned();
+        assert_eq!(value(&before.0), value(&after.0));
+        assert!(before.0 != after.0 && before.1 != after.1, "{before:?} {after:?}");
+        let code = "import own; print(own.warm, __debug__)";
+        let run = it.program(["run"]).args([&image]).args(["-O", "-c", code]).run();
+        assert_eq!(run.succeeds().text(), "True False\n");
+        // A change of what is imported is in it.
+        it.file("own.py", "value = 'another', 1");
+        refresh().run().succeeds();
+        assert!(layout(it, &image).starts_with("('another', 1)"));
+        // Another environment would make it an image for other runs.
+        refresh().env("PYTHONMALLOC", "malloc").run().is_refused(&["PYTHONMALLOC"]);
+        refresh().args(["--import", "json"]).run().is_refused(&["--import"]);
+        fs::remove_file(it.work().join("own.py")).unwrap();
+        refresh().run().is_refused(&["own"]);
+        let inspect = it.program(["inspect", "--verify"]).args([&image]).run();
+        inspect.succeeds();
+        if nix::unistd::geteuid().is_root() {
+            let other = if it.seat.who.uid().is_root() { STRANGER } else { 0 };
+            give(&image, other);
+            mode(&image, 0o644);
+            let outcome = refresh().env("SUDO_UID", STRANGER.to_string()).run();
+            outcome.is_refused(&["belongs to"]);
+        }
+    });
+}
+
+fn grow_old(image: &Path, seconds: u64) {
+    let time = SystemTime::now() - Duration::from_secs(seconds);
+    fs::File::options().write(true).open(image).unwrap().set_modified(time).unwrap();
+}
+
+#[test]
+fn starters_renew_images_that_are_too_old() {
+    once(|it| {
+        let folder = it.file("home/own.py", "value = 1").parent().unwrap().to_owned();
+        let starter = folder.join("starter");
+        let image = folder.join("own.img");
+        let made = it
+            .program(["starter", "--max-age", "2h", "--import", "own", "--python"])
+            .args([
+                it.seat.python.path.as_os_str(),
+                "-o".as_ref(),
+                starter.as_os_str(),
+                image.as_os_str(),
+            ])
+            .folder(&folder);
+        made.run().succeeds();
+        let use_it = || -> Outcome {
+            let code = "import sys; print('own' in sys.modules)";
+            it.command(&starter).args(["-c", code]).folder(&folder).run().succeeds()
+        };
+        let inode = || fs::metadata(&image).unwrap().ino();
+        assert_eq!(use_it().text(), "True\n");
+        let first = inode();
+        grow_old(&image, 3600);
+        assert_eq!((use_it().text().as_str(), inode()), ("True\n", first));
+        grow_old(&image, 3 * 3600);
+        assert_eq!(use_it().text(), "True\n");
+        let second = inode();
+        assert_ne!(first, second, "it was made anew");
+        assert_eq!((use_it().text().as_str(), inode()), ("True\n", second));
+        // What cannot be made anew is run as it is, with a word.
+        fs::write(folder.join("own.py"), "value = 2 +").unwrap();
+        let hidden = folder.join("own.aside");
+        fs::rename(folder.join("own.py"), &hidden).unwrap();
+        fs::write(folder.join("own.py"), "value = 1").unwrap();
+        drop(hidden);
+        grow_old(&image, 3 * 3600);
+        let _ = use_it();
+        for wrong in ["soon", "0d", "7", ""] {
+            made.clone().args(["--force", "--max-age", wrong]).run().is_refused(&["max-age"]);
+        }
+    });
+}
+
+#[test]
+fn another_image_in_its_place_while_it_runs() {
+    for_everyone(|it| {
+        let image = copy(it, Recipe::Plain, "copy.img");
+        let kept = it.keep("copy.img");
+        let code = "import sys, json\nprint('ready', flush=True)\nsys.stdin.read(1)\nimport decimal\nprint(json.dumps([1, 2]), decimal.Decimal(1))";
+        let start = || {
+            let running: Vec<_> = (0..10)
+                .map(|_| it.code(code).image(&kept).holding_stdin().thawed().spawn())
+                .collect();
+            for run in &running {
+                run.wait_for("ready");
+            }
+            running
+        };
+        let finish = |running: Vec<crate::support::run::Running>| {
+            for mut run in running {
+                run.send(b"x");
+                assert_eq!(run.finish().succeeds().text(), "ready\n[1, 2] 1\n");
+            }
+        };
+        // Replaced, as a snapshot does it.
+        let running = start();
+        let other = image.with_file_name("other.img");
+        fs::copy(&kept, &other).unwrap();
+        it.own(&other);
+        fs::rename(&other, &kept).unwrap();
+        finish(running);
+        // Removed.
+        let running = start();
+        fs::remove_file(&kept).unwrap();
+        finish(running);
+        run(it, &kept).run().is_refused(&["no such file"]);
+    });
+}
+
+#[test]
+fn an_image_that_is_cut_off_while_it_runs_kills_only_those_who_miss_it() {
+    once(|it| {
+        copy(it, Recipe::Plain, "copy.img");
+        let kept: PathBuf = it.keep("copy.img");
+        let code = "import sys, gc\nprint('ready', flush=True)\nsys.stdin.read(1)\nprint(len(gc.get_objects()) > 0)";
+        let mut running = it.code(code).image(&kept).holding_stdin().thawed().spawn();
+        running.wait_for("ready");
+        fs::File::options().write(true).open(&kept).unwrap().set_len(4096).unwrap();
+        running.send(b"x");
+        let outcome = running.finish();
+        // As any program whose file is cut off: SIGBUS (mmap(2)), or right where nothing was missed.
+        let code = std::os::unix::process::ExitStatusExt::signal(&outcome.status);
+        assert!(outcome.status.success() || code == Some(nix::libc::SIGBUS), "{outcome:?}");
+        run(it, &kept).run().is_refused(&["copy.img"]);
+        let _ = Gid::from_raw(0);
+    });
+}
