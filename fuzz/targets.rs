@@ -24,8 +24,8 @@ use restore_plan::{HANDOVER_TEXT, Handover, SOURCE_FILE, SOURCE_IMAGE};
 use tempfile::TempDir;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// What is fed with bytes.
-pub(crate) type Target = fn(&[u8]);
+/// A target: panics where the bytes do what they must not.
+type Target = fn(&[u8]);
 
 /// All targets by their names.
 pub(crate) const TARGETS: [(&str, Target); 6] = [

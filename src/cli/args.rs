@@ -331,9 +331,9 @@ pub(super) struct Bench {
     }),
     mut_arg("force", |arg| arg.help("Replace the starter if there is one")),
     mut_arg("json", |arg| arg.hide(true)),
+    mut_arg("refresh", |arg| arg.hide(true)),
     // A starter's process becomes the frozen one.
     mut_arg("engine", |arg| arg.hide(true)),
-    mut_arg("refresh", |arg| arg.hide(true)),
     mut_arg("environment", |arg| {
         arg.help("Set an environment variable while the image is made; may be given several times. \
                   Only you can use the starter then, because it holds the value")

@@ -65,6 +65,7 @@ impl snapshot::Progress for Progress {
 /// An event as one object; what imports print is not one.
 fn as_json(event: &Event<'_>) -> Option<serde_json::Value> {
     Some(match event {
+        Event::Withheld { variables } => json!({"event": "withheld", "variables": variables}),
         Event::Importing { module } => json!({"event": "importing", "module": module}),
         Event::Imported { module, seconds } => {
             json!({"event": "imported", "module": module, "seconds": seconds})
@@ -88,6 +89,11 @@ fn as_json(event: &Event<'_>) -> Option<serde_json::Value> {
 
 fn as_line(event: &Event<'_>, rewrites: bool) -> String {
     match event {
+        // A name may have control characters, which are not for the terminal.
+        Event::Withheld { variables } => format!(
+            "without {} (what looks like a secret is given with --env)\n",
+            variables.join(", ").escape_debug()
+        ),
         Event::Importing { module } => begun("import", module, rewrites),
         Event::Imported { module, seconds } => done("import", module, *seconds, rewrites),
         Event::Executing { path } => begun("exec", path, rewrites),

@@ -196,7 +196,7 @@ impl Explain for ImageError {
             Self::Stale { why: Stale::Variable(name), .. } => {
                 let name = String::from_utf8_lossy(name);
                 format!(
-                    "give {name} the value that it had, or make an image with this one; `--fallback` starts without an image"
+                    "give {name} the value that it had, or make an image with this one (what looks like a secret needs `snapshot --env`); `--fallback` starts without an image"
                 )
             }
             Self::Stale { path, .. } => {

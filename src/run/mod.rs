@@ -233,8 +233,8 @@ fn arguments(image: &Image, request: &Request) -> Result<Vec<OsString>, RunError
     };
     let environment = environment();
     // Where the loader would not load the restorer, there is no way to the image.
-    if starts_securely(&interpreter) || !stands_for(image.check(), &request.arguments, &environment)
-    {
+    let is_reachable = !starts_securely(&interpreter);
+    if !is_reachable || !stands_for(image.check(), &request.arguments, &environment) {
         match start(interpreter, name, &request.arguments)? {}
     }
     if request.check != Depth::Off {

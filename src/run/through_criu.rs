@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -158,9 +160,10 @@ fn restore(
     inherited: &[i32],
 ) -> Result<(Pid, Orders), ThroughCriuError> {
     let view = launch.view;
-    let directory = place().map_err(system("make a private directory in /dev/shm"))?;
-    // Removes the directory also where we are killed.
-    let keeper = Keeper::start(Isolation::Host, std::slice::from_ref(&directory))?;
+    let places = places();
+    // Removes the directory also where we are killed, so it knows of it before it is there.
+    let keeper = Keeper::start(Isolation::Host, &places)?;
+    let directory = make_first(&places).map_err(system("make a private directory in /dev/shm"))?;
     let old = criu::restore::numbers(archive)?;
     let held = Numbers::take(old.len()).map_err(system("start a process"))?;
     let new: Vec<u32> = held.iter().collect();
@@ -240,18 +243,23 @@ fn restore(
     Ok((Pid::from_raw(restored?), orders))
 }
 
-/// A new directory for this user alone, in memory where there is one.
-fn place() -> io::Result<PathBuf> {
+/// Where a directory may be made, in memory first, under a name that nobody can guess.
+fn places() -> Vec<PathBuf> {
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let places = own.into_iter().filter(|path| path.is_absolute());
+    let own = own.into_iter().filter(|path| path.is_absolute());
+    let name = format!("preloaded-criu-{:016x}", RandomState::new().hash_one(std::process::id()));
     let in_memory =
         |place: &PathBuf| statfs(place).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC);
+    let all = own.chain(PLACES.map(PathBuf::from)).filter(in_memory);
+    all.chain([std::env::temp_dir()]).map(|place| place.join(&name)).collect()
+}
+
+/// Makes the first that can be made, for this user alone.
+fn make_first(places: &[PathBuf]) -> io::Result<PathBuf> {
     let mut last = io::Error::from(Errno::ENOENT);
-    let fallback = std::env::temp_dir();
-    let places = places.chain(PLACES.map(PathBuf::from)).filter(in_memory);
-    for place in places.chain([fallback]) {
-        match tempfile::Builder::new().prefix("preloaded-criu-").tempdir_in(&place) {
-            Ok(directory) => return Ok(directory.keep()),
+    for place in places {
+        match DirBuilder::new().mode(0o700).create(place) {
+            Ok(()) => return Ok(place.clone()),
             Err(error) => last = error,
         }
     }

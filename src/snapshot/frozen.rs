@@ -137,6 +137,9 @@ pub fn take(
             Isolation::UserNamespace => Privileges::Ordinary,
         },
     };
+    if !withheld.is_empty() {
+        progress.event(Event::Withheld { variables: &withheld });
+    }
     let mut target = Target::start(&mut keeper, &interrupts, progress, spawn, &job)?;
     let ready = target.follow().map_err(|error| error.without(&withheld))?;
     let seen = Seen::look(target.directory())?;
@@ -228,9 +231,11 @@ fn dump(
     let dump = Dump { pid: target.pid(), directory };
     let (worker, theirs) = Worker::connect().map_err(CriuError::Connection)?;
     let runtime = criu::runtime_directory(criu.version, isolation);
-    let program = Worker::program(&criu.path, runtime.as_deref());
+    let (program, guard) = Worker::program(&criu.path, runtime.as_deref())
+        .map_err(|source| CriuError::Execute { path: criu.path.clone(), source })?;
     let files = fs::File::open(directory).map_err(CriuError::Connection)?;
-    let started = target.keeper().spawn(&program, &[theirs.as_fd(), files.as_fd()])?;
+    let descriptors = [theirs.as_fd(), files.as_fd(), guard.as_fd()];
+    let started = target.keeper().spawn(&program, &descriptors)?;
     drop(theirs);
     let answer = match worker.send(&dump.request()) {
         Ok(()) => {

@@ -5,6 +5,11 @@ use std::path::Path;
 /// A step. Sizes are in bytes, times in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Event<'a> {
+    /// Variables of the caller's are kept from the imports, because they look like secrets.
+    Withheld {
+        /// Their names.
+        variables: &'a [String],
+    },
     /// An import begins.
     Importing {
         /// The module.

@@ -27,5 +27,6 @@ mod streams;
 mod support;
 mod terminal;
 mod threads;
+mod tools;
 mod trust;
 mod variables;

@@ -12,14 +12,18 @@ use crate::support::{
 
 /// What can be seen of a program in a terminal.
 #[derive(Debug, PartialEq)]
-struct Visit {
-    status: ExitStatus,
+pub(crate) struct Visit {
+    pub(crate) status: ExitStatus,
     transcript: String,
-    modes_are_kept: bool,
+    pub(crate) modes_are_kept: bool,
     history: Option<String>,
 }
 
-fn visit(it: &Context, command: &Command<'_>, dialogue: &dyn Fn(&mut Terminal, &Session)) -> Visit {
+pub(crate) fn visit(
+    it: &Context,
+    command: &Command<'_>,
+    dialogue: &dyn Fn(&mut Terminal, &Session),
+) -> Visit {
     for entry in fs::read_dir(it.home()).unwrap().flatten() {
         if entry.file_type().unwrap().is_file() {
             fs::remove_file(entry.path()).unwrap();
@@ -40,7 +44,11 @@ fn visit(it: &Context, command: &Command<'_>, dialogue: &dyn Fn(&mut Terminal, &
 
 /// The same dialogue with python itself and from an image: everything written is the same.
 #[track_caller]
-fn same(it: &Context, run: &Python<'_>, dialogue: impl Fn(&mut Terminal, &Session)) -> Visit {
+pub(crate) fn same(
+    it: &Context,
+    run: &Python<'_>,
+    dialogue: impl Fn(&mut Terminal, &Session),
+) -> Visit {
     let stock = visit(it, &run.stock(), &dialogue);
     let thawed = visit(it, &run.thawed(), &dialogue);
     assert!(stock == thawed, "python3 itself: {stock:#?}\nfrom an image: {thawed:#?}");
