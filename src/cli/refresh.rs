@@ -51,6 +51,9 @@ pub(super) fn resolve(asked: args::Snapshot) -> Result<args::Snapshot, Failure> 
     if asked.isolation != args::Isolation::Auto {
         made.isolation = asked.isolation;
     }
+    if asked.engine != args::SnapshotEngine::Any {
+        made.engine = asked.engine;
+    }
     // Imports that need the directory say so themselves.
     let _ = set_current_dir(&again.folder);
     let interpreter = &image.check().interpreter;

@@ -76,7 +76,7 @@ pub(super) fn anywhere(snapshot: args::Snapshot) -> Result<Vec<OsString>, Failur
         force: _,
         refresh: _,
         isolation,
-        engine: _,
+        engine,
         criu,
         json: _,
         options,
@@ -104,6 +104,9 @@ pub(super) fn anywhere(snapshot: args::Snapshot) -> Result<Vec<OsString>, Failur
         args::Isolation::Auto => {}
         args::Isolation::Host => option("--isolation", "host".into()),
         args::Isolation::Userns => option("--isolation", "userns".into()),
+    }
+    if engine == args::SnapshotEngine::Criu {
+        option("--engine", "criu".into());
     }
     Ok(words)
 }

@@ -236,6 +236,10 @@ fn who_cannot_have_it_is_told_why() {
         } else {
             outcome.is_refused(&["native: ", why, "criu: ", "CAP_CHECKPOINT_RESTORE"]);
         }
+        let again =
+            it.program(["snapshot", "--refresh"]).args([&image]).env("PYTHONPATH", it.home());
+        let again = again.run().succeeds();
+        assert!(again.errors().contains("only --engine criu"), "{again:?}");
         let fallback = it.program(["run", "--engine", "native", "--fallback"]).args([&image]);
         let outcome = fallback.args(["-c", "print(1)"]).run().succeeds();
         assert_eq!(outcome.text(), "1\n");
