@@ -66,6 +66,7 @@ fn words(snapshot: args::Snapshot, python: &Path) -> Result<Vec<OsString>, Failu
         environment,
         output: _,
         force: _,
+        self_contained,
         isolation,
         criu,
         json: _,
@@ -95,6 +96,9 @@ fn words(snapshot: args::Snapshot, python: &Path) -> Result<Vec<OsString>, Failu
         args::Isolation::Auto => {}
         args::Isolation::Host => option("--isolation", "host".into()),
         args::Isolation::Userns => option("--isolation", "userns".into()),
+    }
+    if self_contained {
+        words.push("--self-contained".into());
     }
     Ok(words)
 }

@@ -36,6 +36,7 @@ use crate::{image, process};
 pub(super) fn assemble(
     recipe: &Recipe,
     frozen: &Frozen,
+    self_contained: bool,
     mut writer: Writer,
 ) -> Result<u64, SnapshotError> {
     let mut process = Process::load(&frozen.directory)?;
@@ -53,13 +54,14 @@ pub(super) fn assemble(
     }
     let files = OnDisk::default();
     let memory = Memory::open(&process, &files)?;
-    let placements = placement(&memory, FILL)?;
+    let embedded = embedded(&process, &frozen.ready, self_contained);
+    let placements = placement(&memory, FILL, &|path| embedded.contains(path))?;
     let xsave = XsaveLayout::of_this_machine().ok_or(SnapshotError::Xsave)?;
     let facts = Facts { thaw: frozen.ready.thaw, default_sigint: true, own_descriptors: own };
     let built = build(&memory, &placements, &facts, &xsave, writer.position())?;
     write_memory(&built, &memory, frozen, &mut writer)?;
-    let sources = Sources::of(&frozen.ready.modules);
-    let check = check(recipe, frozen, &process, &sources)?;
+    let sources = Sources::of(&frozen.ready.modules, &embedded);
+    let check = check(recipe, frozen, &process, &sources, &embedded)?;
     let manifest = Manifest {
         sources: contents(&sources.rest)?,
         ..manifest(recipe, frozen, &process, &placements, &check)
@@ -80,6 +82,41 @@ pub(super) fn assemble(
     };
     frozen.interrupted()?;
     Ok(writer.finish(&contents)?)
+}
+
+/// An extension module of which no more than this is mapped is in every image: opening its file and
+/// asking for its time cost a run more than its bytes cost the disk.
+const SMALL: u64 = 4 << 20;
+
+/// The files whose mapped parts the image holds.
+///
+/// Tools that look into other processes find the interpreter and well-known libraries by the names in
+/// `/proc/PID/maps`; those have to stay, unless everything is wanted.
+fn embedded(process: &Process, ready: &Ready, all: bool) -> BTreeSet<PathBuf> {
+    let modules: BTreeSet<PathBuf> = ready
+        .modules
+        .values()
+        .flatten()
+        .map(Path::new)
+        .filter(|file| file.extension().is_some_and(|extension| extension == "so"))
+        .filter_map(|file| fs::canonicalize(file).ok())
+        .collect();
+    let files = mapped_files(process).into_iter();
+    files
+        .filter(|(path, bytes)| all || *bytes <= SMALL && modules.contains(path))
+        .map(|(path, _)| path)
+        .collect()
+}
+
+/// How many bytes of each file are mapped.
+fn mapped_files(process: &Process) -> BTreeMap<PathBuf, u64> {
+    let mut files = BTreeMap::new();
+    for vma in &process.vmas {
+        if let VmaKind::File { path, .. } = &vma.kind {
+            *files.entry(path.clone()).or_default() += vma.range.end - vma.range.start;
+        }
+    }
+    files
 }
 
 /// After which step something was there, as the agent has seen it.
@@ -173,15 +210,10 @@ fn check(
     frozen: &Frozen,
     process: &Process,
     sources: &Sources,
+    embedded: &BTreeSet<PathBuf>,
 ) -> Result<Check, SnapshotError> {
-    let mut paths: Vec<PathBuf> = process
-        .vmas
-        .iter()
-        .filter_map(|vma| match &vma.kind {
-            VmaKind::File { path, .. } => Some(path.clone()),
-            _ => None,
-        })
-        .collect();
+    let mapped = mapped_files(process).into_keys();
+    let mut paths: Vec<PathBuf> = mapped.filter(|path| !embedded.contains(path)).collect();
     paths.push(process.exe.clone());
     paths.extend(sources.quick.iter().cloned());
     paths.extend(recipe.exec.iter().filter_map(|path| absolute(path).ok()));
