@@ -188,7 +188,7 @@ pub(crate) fn process(bytes: &[u8]) {
     let _ = process.refusals(&[202]).iter().map(ToString::to_string).count();
     let files = OnDisk::default();
     let Ok(memory) = Memory::open(&process, &files) else { return };
-    let Ok(placements) = placement(&memory, 16) else { return };
+    let Ok(placements) = placement(&memory, 16, &|_| bytes.len() % 2 == 1) else { return };
     // Only what is not refused becomes an image.
     if !process.refusals(&[202]).is_empty() {
         return;

@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "this crate runs inside another program")]
 
 mod children;
+mod fresh;
 mod libc;
 mod madvise;
 mod orders;
@@ -147,6 +148,7 @@ unsafe extern "C" fn frozen_main(
         }
         let encoding = file_name_encoding();
         program::note_loaded();
+        fresh::use_up(&python);
         libc::fflush(null_mut());
         let mut greeting = [0_u8; 8];
         let length = wait(channels.orders, &mut greeting);
@@ -277,6 +279,7 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
             (python.PyErr_Print)();
             libc::_exit(OWN_FAILURE);
         }
+        let code = together(python, code);
         let module = (python.PyImport_ExecCodeModule)(c"_preloaded_criu".as_ptr(), code);
         if module.is_null() {
             (python.PyErr_Print)();
@@ -309,6 +312,30 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
             (python.Py_DecRef)(object);
         }
         module
+    }
+}
+
+/// The same code in one piece: what a compiler makes lies between what it needed to make it.
+unsafe fn together(python: &Python, code: Object) -> Object {
+    /// `Py_MARSHAL_VERSION` (Include/marshal.h) of CPython 3.10 to 3.13.
+    const VERSION: c_int = 4;
+    // SAFETY: as `load_agent`; the string is read as long as it lives.
+    unsafe {
+        let text = (python.PyMarshal_WriteObjectToString)(code, VERSION);
+        if text.is_null() {
+            (python.PyErr_Clear)();
+            return code;
+        }
+        (python.Py_DecRef)(code);
+        fresh::use_up(python);
+        let length = (python.PyObject_Size)(text);
+        let code = (python.PyMarshal_ReadObjectFromString)((python.PyBytes_AsString)(text), length);
+        (python.Py_DecRef)(text);
+        if code.is_null() {
+            (python.PyErr_Print)();
+            libc::_exit(OWN_FAILURE);
+        }
+        code
     }
 }
 

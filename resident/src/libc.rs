@@ -5,6 +5,16 @@ use core::ffi::{c_char, c_int, c_void};
 pub(crate) const RTLD_DEFAULT: *mut c_void = core::ptr::null_mut();
 pub(crate) const RTLD_NEXT: *mut c_void = usize::MAX as *mut c_void;
 
+/// `Dl_info` (dladdr(3)).
+#[repr(C)]
+pub(crate) struct DlInfo {
+    file: *const c_char,
+    /// Where the object is loaded.
+    pub(crate) base: *mut c_void,
+    name: *const c_char,
+    address: *mut c_void,
+}
+
 #[link(name = "c")]
 unsafe extern "C" {
     pub(crate) fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
@@ -14,6 +24,9 @@ unsafe extern "C" {
     pub(crate) fn strchr(text: *const c_char, byte: c_int) -> *mut c_char;
     pub(crate) fn strlen(text: *const c_char) -> usize;
     pub(crate) fn malloc(size: usize) -> *mut c_void;
+    pub(crate) fn mincore(address: *mut c_void, length: usize, pages: *mut u8) -> c_int;
+    pub(crate) fn sbrk(increment: isize) -> *mut c_void;
+    pub(crate) fn dladdr(address: *const c_void, info: *mut DlInfo) -> c_int;
     pub(crate) fn free(pointer: *mut c_void);
     pub(crate) fn read(fd: c_int, buffer: *mut c_void, count: usize) -> isize;
     pub(crate) fn write(fd: c_int, buffer: *const c_void, count: usize) -> isize;

@@ -26,6 +26,7 @@ static MODULES: AtomicU64 = AtomicU64::new(0);
 static UNTRACK: AtomicU64 = AtomicU64::new(0);
 static NOTHING: AtomicU64 = AtomicU64::new(0);
 static COUNT: AtomicU64 = AtomicU64::new(0);
+static TRUTH: AtomicU64 = AtomicU64::new(0);
 /// How many objects the dynamic loader had loaded when the process was frozen.
 static LOADED: AtomicU64 = AtomicU64::new(0);
 /// Process that runs the program: a child of its own must not leave on its behalf.
@@ -134,6 +135,7 @@ unsafe fn finish(python: &Python, agent: Object, error: Object, status: c_int) -
         MODULES.store(python.PyImport_GetModuleDict as *const () as u64, Ordering::Relaxed);
         UNTRACK.store(python.PyObject_GC_UnTrack as *const () as u64, Ordering::Relaxed);
         NOTHING.store(python._Py_NoneStruct as u64, Ordering::Relaxed);
+        TRUTH.store(python.PyBool_FromLong as *const () as u64, Ordering::Relaxed);
         COUNT.store(python.Py_IncRef as *const () as u64, Ordering::Relaxed);
         let leave = (python.PyCFunction_NewEx)(&raw const LEAVE, null_mut(), null_mut());
         let hide = (python.PyCFunction_NewEx)(&raw const HIDE, null_mut(), null_mut());
@@ -161,10 +163,18 @@ unsafe fn finish(python: &Python, agent: Object, error: Object, status: c_int) -
     }
 }
 
-/// `leave(status)` in Python.
+/// `leave(status)` in Python; `leave(None)` says whether the program has loaded no C code of its own,
+/// which could want to be called at exit.
 unsafe extern "C" fn leave_from_python(_: Object, status: Object) -> Object {
     // SAFETY: called by CPython with one object; the address was stored by `finish`.
     unsafe {
+        if status as u64 == NOTHING.load(Ordering::Relaxed) {
+            let truth = TRUTH.load(Ordering::Relaxed) as *const ();
+            let truth: unsafe extern "C" fn(core::ffi::c_long) -> Object =
+                core::mem::transmute(truth);
+            let alone = loaded() == LOADED.load(Ordering::Relaxed);
+            return truth(alone.into());
+        }
         let as_long = AS_LONG.load(Ordering::Relaxed) as *const ();
         let as_long: unsafe extern "C" fn(Object) -> core::ffi::c_long =
             core::mem::transmute(as_long);

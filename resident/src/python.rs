@@ -152,6 +152,12 @@ api! {
     PyObject_GetAttrString: unsafe extern "C" fn(Object, *const c_char) -> Object;
     PyObject_CallFunction: unsafe extern "C" fn(Object, *const c_char, ...) -> Object;
     PyBytes_FromStringAndSize: unsafe extern "C" fn(*const c_char, isize) -> Object;
+    PyBool_FromLong: unsafe extern "C" fn(c_long) -> Object;
+    PyErr_Clear: unsafe extern "C" fn();
+    PyObject_Size: unsafe extern "C" fn(Object) -> isize;
+    PyMarshal_WriteObjectToString: unsafe extern "C" fn(Object, c_int) -> Object;
+    PyMarshal_ReadObjectFromString: unsafe extern "C" fn(*const c_char, isize) -> Object;
+    PyObject_Malloc: unsafe extern "C" fn(usize) -> *mut c_void;
     PyList_New: unsafe extern "C" fn(isize) -> Object;
     PyList_Append: unsafe extern "C" fn(Object, Object) -> c_int;
     Py_BuildValue: unsafe extern "C" fn(*const c_char, ...) -> Object;

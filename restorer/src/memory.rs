@@ -4,14 +4,15 @@
 use core::slice;
 
 use restore_plan::{
-    ADVISE, Advice, Copy, Header, Mapping, PAGE, Range, SOURCE_FILE, SOURCE_IMAGE, Source, Special,
-    Table, ThawArgs, ThawFn,
+    ADVISE, Advice, Copy, Header, Mapping, OPTION_EAGER, PAGE, Range, SOURCE_FILE, SOURCE_IMAGE,
+    Source, Special, Table, ThawArgs, ThawFn,
 };
 
 use crate::report::{Failure, fail};
 use crate::syscall::{self, Errno, call};
-use crate::{Job, MAP_FIXED_NOREPLACE};
+use crate::{Job, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ};
 
+const PROT_WRITE: usize = 2;
 const MREMAP_MAYMOVE: usize = 1;
 const MREMAP_FIXED: usize = 2;
 const MADV_HUGEPAGE: u32 = 14;
@@ -160,7 +161,13 @@ unsafe fn map_sources(job: &Job, plan: *const Header) {
             _ => usize::MAX,
         };
         let first = source.first as usize;
+        let eager = source.kind == SOURCE_IMAGE && job.start.handover.options & OPTION_EAGER != 0;
         for one in mappings.iter().skip(first).take(source.count as usize) {
+            let (prot, flags, from) = if eager {
+                (PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, usize::MAX)
+            } else {
+                (one.prot as usize, one.flags as usize, file)
+            };
             // SAFETY: an address that is free, or the call fails.
             let mapped = unsafe {
                 call(
@@ -168,10 +175,10 @@ unsafe fn map_sources(job: &Job, plan: *const Header) {
                     [
                         one.start as usize,
                         one.length as usize,
-                        one.prot as usize,
-                        one.flags as usize | MAP_FIXED_NOREPLACE,
-                        file,
-                        one.offset as usize,
+                        prot,
+                        flags | MAP_FIXED_NOREPLACE,
+                        from,
+                        if eager { 0 } else { one.offset as usize },
                     ],
                 )
             };
@@ -179,6 +186,17 @@ unsafe fn map_sources(job: &Job, plan: *const Header) {
                 Ok(at) if at as u64 == one.start => {}
                 Ok(_) => fail(&failed("memory was mapped elsewhere:", Errno(Errno::EEXIST))),
                 Err(errno) => fail(&failed("cannot map memory of", errno)),
+            }
+            if eager {
+                let Mapping { start: address, length, offset, .. } = *one;
+                // SAFETY: the memory that was just mapped is writable and has that length.
+                unsafe { read_exactly(file, &Copy { address, length, offset }) };
+                if one.prot as usize != prot {
+                    let arguments = [address as usize, length as usize, one.prot as usize, 0, 0, 0];
+                    // SAFETY: as above.
+                    let changed = unsafe { call(syscall::MPROTECT, arguments) };
+                    check("memory cannot be given its properties", changed);
+                }
             }
         }
         if source.kind == SOURCE_FILE {

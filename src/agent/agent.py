@@ -250,12 +250,13 @@ INTERRUPTED = -2
 def finish(
     error: BaseException | None,
     status: int,
-    leave: Callable[[int], None],
+    leave: Callable[[int | None], bool],
     hide: Callable[[dict[str, ModuleType]], None],
 ) -> int:
     """The program has ended: by the SystemExit ``error``, or with ``status``. Returns the exit status
     of the process, and has finalization end it by ``leave``, which does not return, as soon as
-    nothing of the program is left. ``hide`` gives ``sys.modules`` the content of a dictionary, and
+    nothing of the program is left; ``leave(None)`` says whether C code of the program's is left alone by
+    that. ``hide`` gives ``sys.modules`` the content of a dictionary, and
     the dictionary the modules."""
     main = sys.modules.get("__main__")
     if main is not None and getattr(main, "__loader__", None) is not None:
@@ -291,26 +292,41 @@ def _leave() -> None:
     words = sys.__dict__["streams"] = LastWords(_frozen)
     leave, words.leave = words.leave, None
     if _frozen.full_exit:
+        _frozen.callbacks.call()
         _kept.clear()
         _frozen.__dict__.clear()
         gc.unfreeze()
         return
-    # What the program has hung into a frozen module is not torn down, but no data may be lost.
-    for thing in gc.get_objects():
-        if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
-            _try(thing.flush)
-    # A thread that goes on while the interpreter leaves may still import.
-    if _thread._count():
-        return
     table, hide = _frozen.table, _frozen.hide
     name, module = _frozen.newest
-    if hide is None or sys.modules is not table or table.get(name) is not module:
+    if (
+        hide is None
+        or sys.modules is not table
+        or table.get(name) is not module
+        # A thread that goes on while the interpreter leaves may still import.
+        or _thread._count()
+    ):
+        _frozen.callbacks.call()
+        for thing in gc.get_objects():
+            if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
+                _try(thing.flush)
         return
+    # C code of the program's own may want to be called at exit, and that of the libraries is then too.
+    if leave is None or not leave(None):
+        _frozen.callbacks.call()
     # A dictionary gives back first what was put there last.
     own: list[tuple[str, ModuleType]] = []
     while name in table:
         own.append(table.popitem())
     newest = own.pop()
+    if _hung([module for _, module in own]):
+        # CPython knows best when each of them goes.
+        table.update([newest, *reversed(own)])
+        _frozen.callbacks.call()
+        _kept.clear()
+        _frozen.__dict__.clear()
+        gc.unfreeze()
+        return
     left = {name: table[name] for name in _TORN_DOWN if name in table}
     left.update(reversed(own))
     hide(left)
@@ -319,12 +335,55 @@ def _leave() -> None:
     words.leave = leave
 
 
+def _hung(own: list[ModuleType]) -> bool:
+    """Whether something that the program has made, and that does something when it goes, is held by
+    what is not torn down: it hangs in a frozen module, type, list. Told as the garbage collector tells
+    it: by references that are not from within (Modules/gcmodule.c, subtract_refs)."""
+    made = gc.get_objects()
+    # Frozen objects are not among them, and are not to be looked at.
+    kinds = {kind for kind in set(map(type, made)) if hasattr(kind, "__del__")} - {LastWords}
+    ours = {id(stream.raw) for stream in _frozen.streams.streams}
+    doing = {id(thing) for thing in made if type(thing) in kinds} - ours
+    if not doing:
+        return False
+    places = {id(thing): place for place, thing in enumerate(made)}
+    outside = [sys.getrefcount(thing) for thing in made]
+    # The list, and the argument of the function.
+    held = 2
+    main = sys.modules["__main__"].__dict__
+    torn_down = [sys.__dict__, builtins.__dict__, own]
+    if id(main) not in places:
+        torn_down.append(main)
+    for owner in (*made, *torn_down):
+        for thing in gc.get_referents(owner):
+            place = places.get(id(thing))
+            if place is not None:
+                outside[place] -= 1
+    inside = {id(main), id(made), id(own), *map(id, own)}
+    reached = [
+        thing
+        for thing, count in zip(made, outside)
+        if count > held and id(thing) not in inside
+    ]
+    seen = set(map(id, reached))
+    while reached:
+        thing = reached.pop()
+        if id(thing) in doing:
+            return True
+        for other in gc.get_referents(thing):
+            if id(other) in places and id(other) not in seen and id(other) not in inside:
+                seen.add(id(other))
+                reached.append(other)
+    return False
+
+
 class LastWords:
     """Dies when finalization clears ``sys``, as the standard streams do in an interpreter where no
     frozen module has a reference to them: what was printed since must not be lost."""
 
     def __init__(self, frozen: Frozen) -> None:
         self.leave, self.status = frozen.leave, frozen.status
+        self.callbacks = frozen.callbacks
         self.standard = [getattr(sys, name, None) for name in ("stdout", "stderr")]
         self.streams: list[Any] = []
         for stream in frozen.streams.streams[1:]:
@@ -341,6 +400,8 @@ class LastWords:
                 except BaseException:
                     self.status = 120
         if self.leave is not None:
+            if not self.leave(None):
+                self.callbacks.call()
             self.leave(self.status)
 
 
@@ -351,6 +412,7 @@ class Frozen:
         self.environment = environment = Environment(preload)
         locale = Locale(environment)
         self.randomness = Randomness()
+        self.callbacks = Callbacks()
         self.streams = Streams(locale)
         self.hooks = Hooks()
         self.pools = pools = Pools(environment)
@@ -367,13 +429,14 @@ class Frozen:
             Memories(),
             Processes(),
             pools,
+            self.callbacks,
             self,
         ]
         self.path = os.environ.get("PYTHONPATH", "")
         self.suffixes = frozenset((".py", ".pyc", *_imp.extension_suffixes()))
         self.full_exit = True
         self.status = 0
-        self.leave: Callable[[int], None] | None = None
+        self.leave: Callable[[int | None], bool] | None = None
         self.hide: Callable[[dict[str, ModuleType]], None] | None = None
 
     def settle(self) -> None:
@@ -640,6 +703,7 @@ class Stream:
             self.buffer = _io.BufferedWriter(self.buffer)
         self.first = self.look()
         self.changes: dict[str, object] = {}
+        self.raw: Any = None
 
     def look(self) -> dict[str, object]:
         names = ("encoding", "errors", "line_buffering", "write_through")
@@ -662,6 +726,7 @@ class Stream:
         # A new object: the old one remembers whether its file could be positioned.
         raw: Any = _io.FileIO(self.descriptor, "rb" if self.reading else "wb", False)
         raw.name = f"<{self.name}>"
+        self.raw = raw
         buffer.__init__(raw, raw._blksize)
         below = raw if unbuffered and not self.reading else buffer
         lines = not unbuffered and (self.descriptor == 2 or raw.isatty())
@@ -1296,6 +1361,30 @@ class Pools:
             now = self.number(start.environ, variables, processors)
             if now != before:
                 function(now)
+
+
+class Callbacks:
+    """Functions that libraries want to be called at exit, and that give memory back and do nothing else.
+    Where the process leaves without a use for that memory, they are not called."""
+
+    ONLY_MEMORY = (("h5py._conv", "unregister_converters"),)
+
+    def __init__(self) -> None:
+        self.functions: list[Callable[[], object]] = []
+
+    def settle(self) -> None:
+        for module, name in self.ONLY_MEMORY:
+            function = getattr(sys.modules.get(module), name, None)
+            if function is not None:
+                atexit.unregister(function)
+                self.functions.append(function)
+
+    def thaw(self, start: Start) -> None:
+        pass
+
+    def call(self) -> None:
+        while self.functions:
+            _try(self.functions.pop())
 
 
 class Warnings:

@@ -104,10 +104,17 @@ pub(super) struct Snapshot {
         conflicts_with_all = [
             "imports", "exec", "recipe", "python", "environment", "output", "force",
             "bytes_warning", "ignore_environment", "isolated", "optimize", "safe_path",
-            "no_user_site", "no_site", "extended",
+            "no_user_site", "no_site", "extended", "self_contained",
         ]
     )]
     pub(super) refresh: Option<PathBuf>,
+
+    /// Put all that is mapped of libraries into the image, so that a run opens none of their files
+    ///
+    /// For environments on slow or distant disks. Without it, small extension modules are in the image
+    /// and the rest is mapped from where it is installed.
+    #[arg(long)]
+    pub(super) self_contained: bool,
 
     /// How CRIU is given the rights that it needs. The image is the same either way
     #[arg(long, value_name = "HOW", default_value = "auto")]
@@ -231,6 +238,7 @@ pub(super) enum Engine {
 /// environment, working directory, descriptors, limits, signals and terminal, and its exit status is
 /// the exit status.
 #[derive(Debug, Default, clap::Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an option")]
 #[command(
     override_usage = "preloaded-criu run [OPTIONS] <IMAGE> [PYTHON ARGUMENTS]...",
     after_help = "\
@@ -246,9 +254,14 @@ pub(super) struct Run {
     pub(super) check: Depth,
 
     /// Let the interpreter take everything down at its end, what was frozen too. Takes as long as
-    /// it does without an image
+    /// it does without an image. The variable PRELOADED_CRIU_FULL_EXIT asks for it as well
     #[arg(long)]
     pub(super) full_exit: bool,
+
+    /// Copy the image's memory at the start, all of it, instead of mapping it: takes time and memory,
+    /// and reads nothing of the image later
+    #[arg(long)]
+    pub(super) eager: bool,
 
     /// Who brings the frozen process back
     #[arg(long, value_name = "WHO", default_value = "auto")]

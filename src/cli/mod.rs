@@ -71,10 +71,18 @@ fn execute(command: Command) -> Result<i32, Failure> {
 }
 
 fn run(arguments: args::Run) -> Result<i32, Failure> {
-    let args::Run { check, full_exit, engine, fallback, no_children, image, arguments } = arguments;
+    let args::Run { check, full_exit, eager, engine, fallback, no_children, image, arguments } =
+        arguments;
     let check = check.into();
-    let request =
-        run::Request { image, arguments, check, full_exit, no_children, ..Default::default() };
+    let request = run::Request {
+        image,
+        arguments,
+        check,
+        full_exit,
+        eager,
+        no_children,
+        ..Default::default()
+    };
     let ended = match engine {
         args::Engine::Auto => run::run_by_either(&request),
         args::Engine::Native => run::run(&request).map(|never| match never {}),
@@ -127,6 +135,7 @@ fn make(arguments: args::Snapshot, progress: &mut Progress) -> Result<i32, Failu
             args::SnapshotEngine::Criu => snapshot::Engines::Criu,
         },
         output: None,
+        self_contained: arguments.self_contained,
     };
     let (output, force) = (arguments.output.clone(), arguments.force);
     let recipe = recipe(arguments)?;

@@ -75,6 +75,7 @@ pub(super) fn anywhere(snapshot: args::Snapshot) -> Result<Vec<OsString>, Failur
         output: _,
         force: _,
         refresh: _,
+        self_contained,
         isolation,
         engine,
         criu,
@@ -107,6 +108,9 @@ pub(super) fn anywhere(snapshot: args::Snapshot) -> Result<Vec<OsString>, Failur
     }
     if engine == args::SnapshotEngine::Criu {
         option("--engine", "criu".into());
+    }
+    if self_contained {
+        words.push("--self-contained".into());
     }
     Ok(words)
 }

@@ -134,6 +134,8 @@ struct Builder {
     pages: Vec<(u64, u64, u64)>,
     /// Next free byte of the image file.
     next: u64,
+    /// Where the last mapping of an embedded library that cannot be written to ends.
+    text: u64,
 }
 
 impl Builder {
@@ -146,6 +148,7 @@ impl Builder {
             memory: Vec::new(),
             pages: Vec::new(),
             next: memory_offset,
+            text: 0,
         }
     }
 
@@ -176,6 +179,25 @@ impl Builder {
         }
     }
 
+    /// Makes one mapping of a library's headers, code and constants, which linkers made one segment of
+    /// until they came to have `-z separate-code` (ld(1)): nothing that can be executed can be written to.
+    /// Returns whether the one before ended there.
+    fn lengthen_text(&mut self, mapping: Mapping) -> bool {
+        let last = self.mappings.get_mut(&Key::Image).and_then(|group| group.last_mut());
+        match last.filter(|_| self.text == mapping.start) {
+            Some(last)
+                if last.flags == mapping.flags
+                    && (last.prot | mapping.prot) & PROT_WRITE == 0
+                    && last.offset + last.length == mapping.offset =>
+            {
+                last.length += mapping.length;
+                last.prot |= mapping.prot;
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn vma(
         &mut self,
         memory: &Memory<'_>,
@@ -203,7 +225,7 @@ impl Builder {
     }
 
     fn segment(&mut self, vma: &Vma, segment: Segment) {
-        let Segment { range, content, copies } = segment;
+        let Segment { range, content, copies, embedded } = segment;
         let (start, length) = (range.start, range.end - range.start);
         // What is copied into memory that cannot be written to is made unwritable afterwards.
         let prot = if copies.is_empty() { vma.prot } else { vma.prot | PROT_WRITE };
@@ -213,8 +235,15 @@ impl Builder {
         let mapping = Mapping { start, length, offset: 0, prot, flags: MAP_PRIVATE };
         match (content, &vma.kind) {
             (Content::Image, _) => {
+                let end = range.end;
                 let offset = self.store(Piece::Memory(range));
-                self.map(Key::Image, Mapping { offset, ..mapping });
+                let mapping = Mapping { offset, ..mapping };
+                if !(embedded && self.lengthen_text(mapping)) {
+                    self.map(Key::Image, mapping);
+                }
+                if embedded && prot & PROT_WRITE == 0 {
+                    self.text = end;
+                }
             }
             (Content::File(offset), VmaKind::File { path, shared, .. }) => {
                 let flags = if *shared { MAP_SHARED } else { MAP_PRIVATE };

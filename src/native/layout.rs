@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::process::placement::{How, Placement};
+use crate::process::placement::{How, Placement, Why};
 use crate::process::{Process, Vma, VmaKind};
 
 /// Bytes of the image's memory section.
@@ -37,6 +37,8 @@ pub struct Segment {
     pub content: Content,
     /// Memory that is copied into it.
     pub copies: Vec<Range<u64>>,
+    /// It is of a library that the image holds.
+    pub embedded: bool,
 }
 
 /// What a segment is mapped from.
@@ -67,12 +69,14 @@ pub fn segments(process: &Process, vma: &Vma, placements: &[Placement]) -> Vec<S
             How::Copy => process.pages.within(range.clone()).map(|run| run.range).collect(),
             _ => Vec::new(),
         };
+        let embedded = placement.why == Why::Embedded;
         match segments.last_mut() {
             Some(last) if last.range.end == range.start && last.goes_on_as(content) => {
+                last.embedded |= embedded;
                 last.range.end = range.end;
                 last.copies.extend(copies);
             }
-            _ => segments.push(Segment { range, content, copies }),
+            _ => segments.push(Segment { range, content, copies, embedded }),
         }
     }
     segments

@@ -4,6 +4,7 @@ mod orders;
 mod through_criu;
 
 use std::convert::Infallible;
+use std::env;
 use std::ffi::{CString, OsString};
 use std::fs::read_link;
 use std::iter;
@@ -20,8 +21,12 @@ use crate::sys::lookup::{goes_by, is_executable, usual_python};
 
 pub use through_criu::ThroughCriuError;
 
+/// A variable that asks for [`Request::full_exit`], for children of a run too.
+const FULL_EXIT: &str = "PRELOADED_CRIU_FULL_EXIT";
+
 /// What `run` was asked for.
 #[derive(Clone, Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a choice of its own")]
 pub struct Request {
     /// The image.
     pub image: PathBuf,
@@ -35,6 +40,8 @@ pub struct Request {
     pub check: Depth,
     /// Leave by the interpreter's own finalization, as a whole.
     pub full_exit: bool,
+    /// Copy all memory of the image instead of mapping it.
+    pub eager: bool,
     /// Children that are the same interpreter start as ever.
     pub no_children: bool,
 }
@@ -214,7 +221,12 @@ fn view(image: &Image) -> Result<view::PlanView<'_>, RunError> {
 }
 
 fn options(request: &Request) -> u64 {
-    if request.full_exit { restore_plan::OPTION_FULL_EXIT } else { 0 }
+    let wished = env::var_os(FULL_EXIT).is_some_and(|value| !value.is_empty());
+    let options = [
+        (request.full_exit || wished, restore_plan::OPTION_FULL_EXIT),
+        (request.eager, restore_plan::OPTION_EAGER),
+    ];
+    options.into_iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, option)| all | option)
 }
 
 /// The arguments for the frozen interpreter, its name first. Where it may not stand for a new one, this

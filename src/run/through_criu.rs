@@ -160,6 +160,7 @@ fn restore(
     inherited: &[i32],
 ) -> Result<(Pid, Orders), ThroughCriuError> {
     let view = launch.view;
+    let eager = launch.options & restore_plan::OPTION_EAGER != 0;
     let places = places();
     // Removes the directory also where we are killed, so it knows of it before it is there.
     let keeper = Keeper::start(Isolation::Host, &places)?;
@@ -194,8 +195,8 @@ fn restore(
         image: launch.image.file(),
         image_path: fs::canonicalize(launch.image.path())
             .map_err(system("find the image's place"))?,
-        parts: parts(view),
-        copies: copies(launch.image, view)?,
+        parts: parts(view, eager),
+        copies: copies(launch.image, view, eager)?,
         others: others(launch.image)?,
         advice: view
             .advices()
@@ -266,13 +267,15 @@ fn make_first(places: &[PathBuf]) -> io::Result<PathBuf> {
     Err(last)
 }
 
-fn parts(view: &PlanView<'_>) -> Vec<Part> {
+fn parts(view: &PlanView<'_>, eager: bool) -> Vec<Part> {
+    let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned();
     let mut parts: Vec<Part> = view
         .sources()
         .flat_map(|source| {
             view.mappings_of(&source).map(move |mapping| Part {
                 range: mapping.start..mapping.start + mapping.length,
                 content: match source.kind {
+                    SOURCE_IMAGE if eager => Content::Anonymous(anonymous),
                     SOURCE_IMAGE => Content::Image(mapping.offset),
                     SOURCE_FILE => Content::File(mapping.offset),
                     _ => Content::Anonymous(mapping.flags),
@@ -306,13 +309,22 @@ fn others(image: &Image) -> Result<BTreeMap<u32, Vec<Copied>>, ImageError> {
 
 /// What is copied in a native restore too, but for the signal frames, which CRIU makes itself; and
 /// the vDSO, which CRIU compares with the kernel's.
-fn copies(image: &Image, view: &PlanView<'_>) -> Result<Vec<Copied>, ThroughCriuError> {
+fn copies(
+    image: &Image,
+    view: &PlanView<'_>,
+    eager: bool,
+) -> Result<Vec<Copied>, ThroughCriuError> {
     let whole = |number: u64| number.is_multiple_of(PAGE);
     let mut copies: Vec<Copied> = view
         .copies()
         .filter(|copy| whole(copy.address) && whole(copy.length))
         .map(|copy| Copied { range: copy.address..copy.address + copy.length, offset: copy.offset })
         .collect();
+    let of_image = view.sources().filter(|source| eager && source.kind == SOURCE_IMAGE);
+    copies.extend(of_image.flat_map(|source| view.mappings_of(&source)).map(|mapping| Copied {
+        range: mapping.start..mapping.start + mapping.length,
+        offset: mapping.offset,
+    }));
     let specials: Vec<_> = view.specials().collect();
     for run in own_pages(image)? {
         let is_special = |special: &restore_plan::Special| {

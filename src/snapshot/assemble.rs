@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::iter;
 use std::path::{Path, PathBuf, absolute};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -38,6 +39,7 @@ use crate::{image, process};
 pub(super) fn assemble(
     recipe: &Recipe,
     frozen: &Frozen,
+    self_contained: bool,
     mut writer: Writer,
     progress: &mut dyn Progress,
 ) -> Result<u64, SnapshotError> {
@@ -72,14 +74,15 @@ pub(super) fn assemble(
     }
     let files = OnDisk::default();
     let memory = Memory::open(&process, &files)?;
-    let placements = placement(&memory, FILL)?;
+    let embedded = embedded(&process, &frozen.ready, self_contained);
+    let placements = placement(&memory, FILL, &|path| embedded.contains(path))?;
     let xsave = XsaveLayout::of_this_machine().ok_or(SnapshotError::Xsave)?;
     let facts = Facts { thaw: frozen.ready.thaw, default_sigint: true, own_descriptors: own };
     let built = build(&memory, &placements, &facts, &xsave, writer.position())?;
     write_memory(&built, &memory, frozen, &mut writer)?;
-    let sources = Sources::of(&frozen.ready.modules);
-    let all = std::iter::once(&process).chain(&others);
-    let check = Check { only_criu, ..check(recipe, frozen, &process, all, &sources)? };
+    let sources = Sources::of(&frozen.ready.modules, &embedded);
+    let check = check(recipe, frozen, (&process, &others), &sources, &embedded)?;
+    let check = Check { only_criu, ..check };
     let manifest = Manifest {
         sources: contents(&sources.rest)?,
         processes: others.iter().map(|other| lossy(&other.comm)).collect(),
@@ -106,6 +109,41 @@ pub(super) fn assemble(
     };
     frozen.interrupted()?;
     Ok(writer.finish(&contents)?)
+}
+
+/// An extension module of which no more than this is mapped is in every image: opening its file and
+/// asking for its time cost a run more than its bytes cost the disk.
+const SMALL: u64 = 4 << 20;
+
+/// The files whose mapped parts the image holds.
+///
+/// Tools that look into other processes find the interpreter and well-known libraries by the names in
+/// `/proc/PID/maps`; those have to stay, unless everything is wanted.
+fn embedded(process: &Process, ready: &Ready, all: bool) -> BTreeSet<PathBuf> {
+    let modules: BTreeSet<PathBuf> = ready
+        .modules
+        .values()
+        .flatten()
+        .map(Path::new)
+        .filter(|file| file.extension().is_some_and(|extension| extension == "so"))
+        .filter_map(|file| fs::canonicalize(file).ok())
+        .collect();
+    let files = mapped_files(process).into_iter();
+    files
+        .filter(|(path, bytes)| all || *bytes <= SMALL && modules.contains(path))
+        .map(|(path, _)| path)
+        .collect()
+}
+
+/// How many bytes of each file are mapped.
+fn mapped_files(process: &Process) -> BTreeMap<PathBuf, u64> {
+    let mut files = BTreeMap::new();
+    for vma in &process.vmas {
+        if let VmaKind::File { path, .. } = &vma.kind {
+            *files.entry(path.clone()).or_default() += vma.range.end - vma.range.start;
+        }
+    }
+    files
 }
 
 /// After which step something was there, as the agent has seen it.
@@ -200,22 +238,18 @@ fn keep_vdso(process: &Process, writer: &mut Writer) -> Result<Vec<PageRun>, Sna
 }
 
 /// Everything that has to be as it is now.
-fn check<'a>(
+fn check(
     recipe: &Recipe,
     frozen: &Frozen,
-    process: &Process,
-    all: impl Iterator<Item = &'a Process> + Clone,
+    (process, others): (&Process, &[Process]),
     sources: &Sources,
+    embedded: &BTreeSet<PathBuf>,
 ) -> Result<Check, SnapshotError> {
-    let mut paths: Vec<PathBuf> = all
-        .clone()
-        .flat_map(|process| &process.vmas)
-        .filter_map(|vma| match &vma.kind {
-            VmaKind::File { path, .. } => Some(path.clone()),
-            _ => None,
-        })
-        .collect();
-    paths.extend(all.map(|process| process.exe.clone()));
+    let mapped = mapped_files(process).into_keys();
+    let mut paths: Vec<PathBuf> = mapped.filter(|path| !embedded.contains(path)).collect();
+    // CRIU maps what the other processes have from the files themselves.
+    paths.extend(others.iter().flat_map(|other| mapped_files(other).into_keys()));
+    paths.extend(iter::once(process).chain(others).map(|one| one.exe.clone()));
     paths.extend(sources.quick.iter().cloned());
     paths.extend(recipe.exec.iter().filter_map(|path| absolute(path).ok()));
     paths.sort_unstable();

@@ -38,6 +38,8 @@ pub struct Options {
     pub isolation: Choice,
     /// What may be frozen.
     pub engines: Engines,
+    /// The image holds what is mapped of libraries, so that a run opens none of their files.
+    pub self_contained: bool,
     /// The folder in which the image will be written, if it is known: a place for temporary files
     /// when the usual ones are of no use.
     pub output: Option<PathBuf>,

@@ -18,14 +18,19 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// Sorts the modules' files: `modules` as the agent has reported them.
-    pub(super) fn of(modules: &BTreeMap<String, Option<String>>) -> Self {
+    /// Sorts the files of modules, as the agent has reported them, and of the libraries that the image
+    /// holds itself.
+    pub(super) fn of(
+        modules: &BTreeMap<String, Option<String>>,
+        embedded: &BTreeSet<PathBuf>,
+    ) -> Self {
         let file = |name: &str| modules.get(name)?.as_deref().and_then(existing);
         let marker = file("os");
         let library = marker.as_deref().and_then(Path::parent);
         let mut sources = Self::default();
         let mut records: BTreeMap<PathBuf, BTreeMap<PathBuf, PathBuf>> = BTreeMap::new();
-        for path in modules.values().flatten().filter_map(|file| existing(file)) {
+        let modules = modules.values().flatten().filter_map(|file| existing(file));
+        for path in modules.chain(embedded.iter().cloned()) {
             if let Some(site) = site_of(&path) {
                 let records = records.entry(site.clone()).or_insert_with(|| owners(&site));
                 if let Some(record) = records.get(&path) {
@@ -98,6 +103,7 @@ mod tests {
         let quoted = make("lib/site-packages/odd,name.py", "");
         let loose = make("lib/site-packages/loose.py", "");
         let own = make("project/model.py", "");
+        let library = make("system/library.so", "");
         let archive = make("project/archive.zip", "");
         let list = "owned/__init__.py,sha256=x,0\n\"odd,name.py\",,\nowned-1.dist-info/RECORD,,\n";
         let record = make("lib/site-packages/owned-1.dist-info/RECORD", list);
@@ -114,8 +120,8 @@ mod tests {
             ("sys", None),
         ];
         let modules = modules.map(|(name, file)| (name.to_owned(), file)).into();
-        let sources = Sources::of(&modules);
-        assert_eq!(sources.quick, [os, record, loose, own, archive].into());
+        let sources = Sources::of(&modules, &[library.clone()].into());
+        assert_eq!(sources.quick, [os, record, loose, own, archive, library.clone()].into());
         assert_eq!(sources.rest, [json, owned, quoted].into());
     }
 }

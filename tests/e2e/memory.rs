@@ -39,6 +39,18 @@ print(private[:] == blocks._pattern[:4 * MB], growing[:] == blocks._pattern[:MB]
 }
 
 #[test]
+fn memory_that_is_copied_at_once_is_no_mapping_of_the_image() {
+    for_everyone(|it| {
+        let code =
+            "import json, os; print(json.dumps([1]), '.img' in open('/proc/self/maps').read())";
+        for (options, expected) in [(&[][..], "[1] True\n"), (&["--eager"], "[1] False\n")] {
+            let outcome = it.code(code).options(options).thaw().succeeds();
+            assert_eq!(outcome.text(), expected, "{outcome:?}");
+        }
+    });
+}
+
+#[test]
 fn blocks_of_python_grow_and_shrink() {
     for_everyone(|it| {
         let code = r"

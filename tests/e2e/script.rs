@@ -377,7 +377,8 @@ fn nothing_that_can_be_noticed_is_left_out_at_the_end() {
     everywhere(|it| {
         // Modules are torn down in the reverse order of their import.
         let everything = format!("import json\n{WAY_OUT}{HUNG_INTO_THE_FROZEN}");
-        for (options, script) in [(&[][..], WAY_OUT), (&["--full-exit"], &everything)] {
+        let ways = [(&[][..], WAY_OUT), (&[], &everything), (&["--full-exit"], &everything)];
+        for (options, script) in ways {
             let run =
                 it.python(["script.py"]).file("script.py", script).file("script_module.py", "");
             run.options(options).is_as_stock().succeeds();

@@ -44,6 +44,18 @@ fn is_refused(it: &Context, module: &str, words: &[&str]) -> Outcome {
 }
 
 #[test]
+fn a_self_contained_image_needs_no_file_but_the_interpreter() {
+    for_makers(|it| {
+        snapshot(it, &["--import", "json", "--self-contained"]).run().succeeds();
+        let told = it.program(["inspect", "snap.img"]).run().succeeds().text();
+        assert!(told.contains("0 mappings of 0 files"), "{told}");
+        let code = "import json, ctypes; print(json.dumps([1]), ctypes.sizeof(ctypes.c_int))";
+        let outcome = it.program(["run", "snap.img", "-c", code]).run().succeeds();
+        assert_eq!(outcome.text(), "[1] 4\n");
+    });
+}
+
+#[test]
 fn the_image_is_one_private_file() {
     for_makers(|it| {
         let outcome = snapshot(it, &["--import", "json"]).run().succeeds();

@@ -16,6 +16,7 @@ mod window;
 
 use std::fmt;
 use std::ops::Range;
+use std::path::Path;
 
 use super::pages::PAGE;
 use super::smaps::VmFlags;
@@ -53,6 +54,8 @@ pub enum How {
 pub enum Why {
     /// Pages of a file as they are in the file.
     Unchanged,
+    /// Pages of a file that the image has too, so that a run need not open the file.
+    Embedded,
     /// Memory that was never written.
     Untouched,
     /// Data of a program or library that its code or the loader changed.
@@ -91,6 +94,7 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unchanged => "files as they are",
+            Self::Embedded => "libraries that the image holds",
             Self::Untouched => "never written",
             Self::LibraryData => "data of libraries",
             Self::Bss => "zero-initialised data of libraries",
@@ -116,7 +120,8 @@ impl Why {
         match self {
             Self::Unchanged => How::File,
             Self::Untouched | Self::DeadStack | Self::Volatile => How::Zero,
-            Self::LibraryData
+            Self::Embedded
+            | Self::LibraryData
             | Self::Bss
             | Self::BrkHeap
             | Self::MallocArena
@@ -136,8 +141,13 @@ impl Why {
 /// Every change of source costs a mapping when the process is restored. So up to `fill` pages that
 /// were not dumped, between two that are mapped from the image, are put into the image too, across
 /// the border of two mappings as well if these have the same protection and advice: whoever lays
-/// out the image can then make one mapping of neighbours.
-pub fn placement(memory: &Memory<'_>, fill: u64) -> Result<Vec<Placement>, ProcessError> {
+/// out the image can then make one mapping of neighbours. Of the files that `embedded` names, all that
+/// is mapped is put into the image.
+pub fn placement(
+    memory: &Memory<'_>,
+    fill: u64,
+    embedded: &dyn Fn(&Path) -> bool,
+) -> Result<Vec<Placement>, ProcessError> {
     let process = memory.process();
     let objects = Objects::load(memory)?;
     let claims = claims(memory, &objects)?;
@@ -145,6 +155,10 @@ pub fn placement(memory: &Memory<'_>, fill: u64) -> Result<Vec<Placement>, Proce
     for vma in &process.vmas {
         let plain = match &vma.kind {
             VmaKind::Anonymous => Why::Untouched,
+            VmaKind::File { path, .. } if !is_shared_with_writers(vma) && embedded(path) => {
+                // What cannot be accessed has no content.
+                if vma.prot == 0 { Why::Untouched } else { Why::Embedded }
+            }
             VmaKind::File { .. } => Why::Unchanged,
             _ => continue,
         };
@@ -154,6 +168,12 @@ pub fn placement(memory: &Memory<'_>, fill: u64) -> Result<Vec<Placement>, Proce
     }
     fill_gaps(&mut pieces, fill.saturating_mul(PAGE));
     Ok(join(&pieces))
+}
+
+/// What others see when it is written to.
+fn is_shared_with_writers(vma: &Vma) -> bool {
+    const PROT_WRITE: u32 = 2;
+    matches!(vma.kind, VmaKind::File { shared: true, .. }) && vma.prot & PROT_WRITE != 0
 }
 
 /// A range of one owner in one mapping, all of which was dumped or none.

@@ -111,7 +111,7 @@ impl World {
             smaps(&process, |vma| self.flags.get(&vma.range.start).copied().unwrap_or("rd wr"));
         process.annotate(&list).expect("it fits");
         let memory = Memory::open(&process, &self.files).expect("the pages are there");
-        let placements = placement(&memory, fill).expect("files read");
+        let placements = placement(&memory, fill, &|_| false).expect("files read");
         check(&process, &placements);
         placements
     }
@@ -247,6 +247,21 @@ fn a_signal_stack_is_not_the_stack() {
 }
 
 #[test]
+fn an_embedded_library_needs_its_file_no_more() {
+    let mut world = World::new();
+    world.library(0x10_0000);
+    let folder = world.dump.write();
+    let mut process = Process::load(folder.path()).expect("it loads");
+    process.annotate(&smaps(&process, |_| "rd wr")).expect("it fits");
+    let memory = Memory::open(&process, &world.files).expect("the pages are there");
+    let usual = placement(&memory, 0, &|_| false).expect("files read");
+    assert!(usual.iter().any(|one| one.how == How::File));
+    let embedded = placement(&memory, 0, &|_| true).expect("files read");
+    assert!(embedded.iter().any(|one| one.why == Why::Embedded));
+    assert!(embedded.iter().all(|one| one.how != How::File));
+}
+
+#[test]
 fn adopted_memory_is_mapped() {
     let mut dump = Dump::new();
     dump.file(OTHER, "/resident.so");
@@ -257,7 +272,7 @@ fn adopted_memory_is_mapped() {
     process.adopt(Path::new("/resident.so"), &[1; 8192]);
     let files = Files::default();
     let memory = Memory::open(&process, &files).expect("the pages are there");
-    let placements = placement(&memory, 0).expect("files read");
+    let placements = placement(&memory, 0, &|_| false).expect("files read");
     let expected = Placement { range: 0x10_0000..0x10_2000, how: How::Map, why: Why::Resident };
     assert_eq!(placements, [expected]);
 }
