@@ -1,5 +1,5 @@
-//! Makes what the library embeds: the protobuf messages of `proto/` and the two shared objects that
-//! run inside the interpreter (`restorer/`, `resident/`).
+//! Makes what the library embeds: the protobuf messages of `proto/` and the shared objects that run
+//! inside the interpreter (`restorer/`, `resident/`) and inside CRIU (`guard/`).
 
 use std::env;
 use std::error::Error;
@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     messages(&root)?;
     let plan = compile_plan(&root, &out)?;
-    for object in ["restorer", "resident"] {
+    for object in ["restorer", "resident", "guard"] {
         compile_object(&root, &out, &plan, object)?;
     }
     Ok(())
@@ -75,6 +75,8 @@ fn compile_object(root: &Path, out: &Path, plan: &Path, name: &str) -> Result<()
             "-Clink-arg=-Wl,-z,noseparate-code,-z,norelro,--no-rosegment",
             "-Clink-arg=-Wl,--no-undefined,-Bsymbolic,--hash-style=sysv,--build-id=none",
         ]),
+        // Whatever C library its CRIU has.
+        "guard" => command.args(["-Clink-arg=-nostdlib", "-Clink-arg=-Wl,--build-id=none"]),
         _ => command.args(["-Clink-arg=-nostartfiles", "-Clink-arg=-Wl,--build-id=none"]),
     };
     rustc(&mut command)

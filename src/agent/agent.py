@@ -20,7 +20,8 @@ operating system, and every restored process must get its own. One that was seed
 stay as it is. The generator's state tells the two apart: a state that the one of the import leads
 to by drawing numbers (libraries do, for temporary names and the like) is an accident and is
 replaced; so is what ``seed()`` without an argument led to. Any other was chosen and stays.
-Generators that a library made for itself stay too: nobody but the library knows what they are for.
+The same goes for generators that a module has made for itself, ``random.Random()`` or
+``numpy.random.default_rng()``: what was not given a seed gets a new one.
 """
 
 from __future__ import annotations
@@ -110,9 +111,10 @@ def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
     reads.end()
 
     gc.collect()
-    report.refused(ledger.refusals())
+    report.refused(ledger.refusals(job.get("lenient", False)))
     for part in _frozen.parts:
         part.settle()
+    report.refused(_frozen.randomness.refusals)
     _kept.extend((_frozen, _subclass_tables()))
     names_from_c = facts.pop("variables", bytes)()
     ready = report.line(
@@ -126,6 +128,7 @@ def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
         descriptors=ledger.descriptors(),
         mappings=ledger.mappings(),
         timers=ledger.timer_owners(),
+        children=ledger.child_owners(),
     )
     _flush()
     nothing = os.open("/dev/null", os.O_RDWR)
@@ -138,12 +141,15 @@ def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
     os.close(report_fd)
 
 
-def thaw(environ: bytes, argv: list[bytes], ignored: int, options: int) -> bytes:
+def thaw(
+    environ: bytes, argv: list[bytes], ignored: int, options: int, numbers: bytes = b""
+) -> bytes:
     """Makes this process's own what must not be the image's. ``environ`` is the environment as a
     NUL-separated block (C's already is this one), ``argv`` the command line of the interpreter,
-    ``ignored`` the signals that the caller ignores (bit n-1 for signal n, as in /proc). Returns
+    ``ignored`` the signals that the caller ignores (bit n-1 for signal n, as in /proc), ``numbers``
+    pairs of 32 bits: what the numbers of processes and threads were, and what they are. Returns
     what is to be run, as ``_program`` has it."""
-    start = Start(environ, argv, ignored)
+    start = Start(environ, argv, ignored, numbers)
     for part in _frozen.parts:
         part.thaw(start)
     if any(_frozen.shadowed(*searched) for searched in _first_searched(start)):
@@ -359,6 +365,7 @@ class Frozen:
             Tools(),
             self.randomness,
             Memories(),
+            Processes(),
             pools,
             self,
         ]
@@ -415,9 +422,13 @@ class Frozen:
 class Start:
     """How this process was started."""
 
-    __slots__ = ("environ", "argv", "ignored")
+    __slots__ = ("environ", "argv", "ignored", "numbers")
 
-    def __init__(self, block: bytes, argv: list[bytes], ignored: int) -> None:
+    def __init__(
+        self, block: bytes, argv: list[bytes], ignored: int, numbers: bytes = b""
+    ) -> None:
+        words = memoryview(numbers).cast("I").tolist()
+        self.numbers: dict[int, int] = dict(zip(words[::2], words[1::2]))
         self.environ: dict[bytes, bytes] = {}
         for entry in block.split(b"\0"):
             name, equals, value = entry.partition(b"=")
@@ -740,6 +751,7 @@ class System:
         self.argv = sys.argv
         self.path = sys.path
         self.frozen = list(sys.path)
+        self.prefixes = sys.prefix, sys.exec_prefix
         self.site: Any = sys.modules.get("site")
         self.user_site: str | None = self.site and self.site.ENABLE_USER_SITE and self.site.USER_SITE
 
@@ -765,6 +777,8 @@ class System:
         # A library may have kept the list; what is in it is this process's command line.
         self.argv[:] = sys.argv
         sys.argv = self.argv
+        # CPython has put the installation's there; a virtual environment's are site's to find.
+        sys.prefix, sys.exec_prefix = self.prefixes
         path, entries = self.frozen, self.resolve(start.variable(b"PYTHONPATH"))
         if entries != self.entries:
             place = min((path.index(entry) for entry in self.entries if entry in path), default=0)
@@ -897,12 +911,155 @@ class NumpyGenerator(Generator):
         self.module._rand._bit_generator.state = state
 
 
+class Instances:
+    """Generators that modules have made for themselves."""
+
+    def __init__(self) -> None:
+        self.unseeded: dict[int, Any] = {}
+        self.drawn: set[int] = set()
+        self.undo: list[Callable[[], None]] = []
+
+    def note_random(self, module: Any) -> None:
+        """Watches those of ``random``: a seed or state that is given is chosen."""
+        kind = module.Random
+        seed, setstate = kind.seed, kind.setstate
+
+        def noted_seed(this: Any, a: Any = None, version: int = 2) -> None:
+            seed(this, a, version)
+            self.unseeded.pop(id(this), None)
+            if a is None:
+                self.unseeded[id(this)] = this
+
+        def noted_setstate(this: Any, state: Any) -> None:
+            setstate(this, state)
+            self.unseeded.pop(id(this), None)
+
+        kind.seed, kind.setstate = noted_seed, noted_setstate
+
+        def undo() -> None:
+            kind.seed, kind.setstate = seed, setstate
+
+        self.undo.append(undo)
+
+    def note_numpy(self, module: Any) -> None:
+        """Watches what numpy draws where no seed is given."""
+        randbits = module.randbits
+
+        def noted(count: int) -> int:
+            bits: int = randbits(count)
+            self.drawn.add(bits)
+            return bits
+
+        module.randbits = noted
+
+        def undo() -> None:
+            module.randbits = randbits
+
+        self.undo.append(undo)
+
+    def settle(self, shared: Sequence[Any]) -> list[Callable[[], object]]:
+        """What makes them new, but for those that everybody shares."""
+        for undo in self.undo:
+            undo()
+        fresh: list[Callable[[], object]] = []
+        for instance in self.unseeded.values():
+            if not any(instance is one for one in shared) and sys.getrefcount(instance) > 3:
+                fresh.append(instance.seed)
+        kinds = {"Generator": "bit_generator", "RandomState": "_bit_generator"}
+        for thing in gc.get_objects() if self.drawn else ():
+            if type(thing).__name__ not in kinds or any(thing is one for one in shared):
+                continue
+            generator = getattr(thing, kinds[type(thing).__name__], None)
+            entropy = getattr(getattr(generator, "seed_seq", None), "entropy", None)
+            if isinstance(entropy, int) and entropy in self.drawn:
+                fresh.append(generator.__init__)  # type: ignore[misc]
+        self.unseeded.clear()
+        return fresh
+
+
+class TensorflowGenerator:
+    """The one that TensorFlow takes the seeds of its operations from (``tsl::random::New64``, a
+    ``std::mt19937_64``), where no seed was set. It cannot be seeded; but its state is found by what
+    it draws."""
+
+    WORDS = 312
+    LIBRARY = "libtensorflow_framework."
+    FUNCTION = "_ZN3tsl6random5New64Ev"
+    MASK = (1 << 64) - 1
+
+    @classmethod
+    def find(cls) -> memoryview | None:
+        """The memory of its state, with the place of the next word behind it."""
+        ctypes: Any = _without_trace("ctypes")
+        maps = [line.split(None, 5) for line in _read("/proc/self/maps").splitlines()]
+        path = next(line[5] for line in maps if cls.LIBRARY in line[-1])
+        function = getattr(ctypes.CDLL(path, os.RTLD_NOLOAD | os.RTLD_NOW), cls.FUNCTION, None)
+        if function is None:
+            return None
+        function.restype = ctypes.c_uint64
+        for _ in range(3):
+            # Next to each other, unless the state was made anew in between.
+            words = [cls.word(function()).to_bytes(8, "little") for _ in range(2)]
+            wanted = b"".join(words)
+            for addresses, access, *_rest in maps:
+                first, last = (int(number, 16) for number in addresses.split("-"))
+                if not access.startswith("rw-p") or last - first > 1 << 32:
+                    continue
+                for place in cls.places(first, last, wanted):
+                    number = ctypes.c_uint64.from_address
+                    for index in range(2, cls.WORDS + 1):
+                        start = place - 8 * (index - 2)
+                        end = start + 8 * cls.WORDS
+                        if first <= start and end + 8 <= last and number(end).value == index:
+                            state = (ctypes.c_char * (8 * cls.WORDS + 8)).from_address(start)
+                            return memoryview(state).cast("B")
+        return None
+
+    @classmethod
+    def seed(cls, state: memoryview) -> None:
+        size = 8 * cls.WORDS
+        # The last word has been drawn: the next one makes all of them anew.
+        state[:] = os.urandom(size) + cls.WORDS.to_bytes(8, "little")
+
+    @staticmethod
+    def places(first: int, last: int, wanted: bytes) -> Iterator[int]:
+        memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for start in range(first, last, 1 << 24):
+                try:
+                    content = os.pread(memory, min(last - start, (1 << 24) + 16), start)
+                except OSError:
+                    return
+                place = content.find(wanted)
+                while place >= 0:
+                    yield start + place
+                    place = content.find(wanted, place + 1)
+        finally:
+            os.close(memory)
+
+    @classmethod
+    def word(cls, drawn: int) -> int:
+        """The word of the state that a number was made of: the steps of the generator's output
+        (Nishimura and Matsumoto, mt19937-64), each undone."""
+        drawn ^= drawn >> 43
+        drawn ^= drawn << 37 & 0xFFF7EEE000000000
+        shifted = drawn
+        for _ in range(64 // 17 + 1):
+            shifted = drawn ^ (shifted << 17 & 0x71D67FFFEDA60000)
+        word = shifted
+        for _ in range(64 // 29 + 1):
+            word = shifted ^ (word >> 29 & 0x5555555555555555)
+        return word & cls.MASK
+
+
 class Randomness:
     """Everything that the imports drew from the operating system, and other processes must not
     share."""
 
     def __init__(self) -> None:
         self.generators = {"random": RandomGenerator(), "numpy.random.mtrand": NumpyGenerator()}
+        self.instances = Instances()
+        self.refusals: list[tuple[str, str]] = []
         self.torch_seed: int | None = None
         self.authkey: object = None
         self.pid = os.getpid()
@@ -910,11 +1067,17 @@ class Randomness:
         self.notes: dict[str, Callable[[Any], None]] = {
             "torch": self.note_torch,
             "multiprocessing.process": self.note_multiprocessing,
-            **{name: generator.note for name, generator in self.generators.items()},
+            "numpy.random.bit_generator": self.instances.note_numpy,
+            "numpy.random.mtrand": self.generators["numpy.random.mtrand"].note,
+            "random": self.note_random,
         }
         for name in list(self.notes):
             if name in sys.modules:
                 self.notes.pop(name)(sys.modules[name])
+
+    def note_random(self, module: Any) -> None:
+        self.instances.note_random(module)
+        self.generators["random"].note(module)
 
     def note_torch(self, module: Any) -> None:
         self.torch_seed = module.initial_seed()
@@ -928,15 +1091,28 @@ class Randomness:
                 generator.forget()
                 if not generator.seeded():
                     self.fresh.append(generator.fresh)
+        shared = [("random", "_inst"), ("numpy.random.mtrand", "_rand")]
+        self.fresh += self.instances.settle(
+            [getattr(sys.modules.get(module), name, None) for module, name in shared]
+        )
         torch: Any = sys.modules.get("torch")
         if torch and torch.initial_seed() == self.torch_seed:
             self.fresh.append(torch.default_generator.seed)
         process: Any = sys.modules.get("multiprocessing.process")
         if process and process.current_process().authkey is self.authkey:
             self.fresh.append(lambda: self.fresh_authkey(process.current_process()))
+        # A copy of OpenSSL that cannot be told so.
+        self.foreign_openssl = "cryptography" in sys.modules
         ssl: Any = sys.modules.get("_ssl")
         if ssl:
             self.fresh.append(lambda: self.mix(ssl))
+
+        if TensorflowGenerator.LIBRARY in _read("/proc/self/maps"):
+            state = TensorflowGenerator.find()
+            if state is None:
+                self.refusals.append(("the random generator of this TensorFlow", "tensorflow"))
+            else:
+                self.fresh.append(lambda: TensorflowGenerator.seed(state))
 
     @staticmethod
     def fresh_authkey(process: Any) -> None:
@@ -948,6 +1124,9 @@ class Randomness:
             ssl.RAND_add(os.urandom(32), 32.0)
 
     def thaw(self, start: Start) -> None:
+        if self.foreign_openssl and os.getpid() == self.pid:
+            # To a copy of OpenSSL that cannot be told, this is the frozen process.
+            start.over()
         for fresh in self.fresh:
             fresh()
 
@@ -996,6 +1175,65 @@ class Memories:
         if self.logging:
             clock = time.time if isinstance(self.logging._startTime, float) else time.time_ns
             self.logging._startTime = clock()
+
+
+class Processes:
+    """Who remembers the number of this process, or those of children that were left running: they
+    have other ones now."""
+
+    def settle(self) -> None:
+        self.own = os.getpid()
+        self.holders: list[tuple[Any, str]] = []
+        self.tables: list[dict[int, object]] = []
+        kinds = self.kinds()
+        for found in gc.get_objects() if kinds else ():
+            for kind, attribute in kinds.items():
+                if issubclass(type(found), kind):
+                    self.note(found, attribute)
+        for name, holder, attribute in (
+            ("multiprocessing.resource_tracker", "_resource_tracker", "_pid"),
+            ("multiprocessing.forkserver", "_forkserver", "_forkserver_pid"),
+        ):
+            if name in sys.modules:
+                self.note(getattr(sys.modules[name], holder), attribute)
+
+    @staticmethod
+    def kinds() -> dict[Any, str]:
+        named = {
+            ("subprocess", "Popen"): "pid",
+            ("multiprocessing.popen_fork", "Popen"): "pid",
+            ("multiprocessing.process", "BaseProcess"): "_parent_pid",
+            ("multiprocessing.util", "Finalize"): "_pid",
+            ("concurrent.futures.process", "ProcessPoolExecutor"): "_processes",
+        }
+        return {
+            getattr(sys.modules[module], kind): attribute
+            for (module, kind), attribute in named.items()
+            if module in sys.modules
+        }
+
+    def note(self, holder: Any, attribute: str) -> None:
+        value = getattr(holder, attribute, None)
+        if isinstance(value, dict):
+            self.tables.append(value)
+        elif value is not None:
+            self.holders.append((holder, attribute))
+
+    def thaw(self, start: Start) -> None:
+        if not self.holders and not self.tables:
+            return
+        now = start.numbers
+        now[self.own] = os.getpid()
+        for holder, attribute in self.holders:
+            number = getattr(holder, attribute)
+            if number in now:
+                setattr(holder, attribute, now[number])
+        for table in self.tables:
+            entries = {now.get(number, number): entry for number, entry in table.items()}
+            table.clear()
+            table.update(entries)
+        # They live as long as the program wants them to.
+        self.holders, self.tables = [], []
 
 
 class Pools:
@@ -1504,21 +1742,25 @@ class Ledger:
     def mappings(self) -> list[dict[str, object]]:
         return [{"address": start, "owner": entry["owner"]} for start, entry in self.mapped.items()]
 
+    def child_owners(self) -> list[str]:
+        return [entry["owner"] for entry in self.started.values()]
+
     def timer_owners(self) -> list[str]:
         return [entry["owner"] for entry in self.timed.values()]
 
     def descriptors(self) -> list[dict[str, object]]:
         return [{"descriptor": number, **entry} for number, entry in self.opened.items()]
 
-    def refusals(self) -> list[tuple[str, str]]:
+    def refusals(self, lenient: bool) -> list[tuple[str, str]]:
         self.look(self.owner)
         found = []
         for number, entry in self.opened.items():
             if entry["target"].startswith("socket:"):
-                found.append((f"an open socket (descriptor {number})", entry["owner"]))
+                if not lenient:
+                    found.append((f"an open socket (descriptor {number})", entry["owner"]))
             elif entry["target"].startswith("/dev/nvidia"):
                 found.append((f"an initialised CUDA device ({entry['target']})", entry["owner"]))
-        for entry in self.started.values():
+        for entry in () if lenient else self.started.values():
             found.append((f"a child process: {entry['target']}", entry["owner"]))
         return found
 

@@ -134,10 +134,12 @@ impl Subject<'_> {
                 Some(why) => format!("no: {why}"),
             },
         );
+        text.line("only by", &self.only_by());
         let read = self.image.check().variables.names().count();
         let read = units::count(read, "variable", "variables");
         text.line("has read", &format!("{read} of the environment (--json names them)"));
         text.line("threads", &counted(&self.manifest.threads));
+        text.line("processes", &counted(&self.manifest.processes));
         text.line("signals", &self.signals().join(", "));
         text.line("opens", &self.descriptors().join(", "));
         text.line("size", &self.size());
@@ -149,6 +151,16 @@ impl Subject<'_> {
             self.map_in_words(&mut text);
         }
         text.0
+    }
+
+    /// Who alone can restore it, and why.
+    fn only_by(&self) -> String {
+        let reasons = &self.image.check().only_criu;
+        if reasons.is_empty() {
+            String::new()
+        } else {
+            format!("--engine criu: {}", reasons.join("; "))
+        }
     }
 
     fn size(&self) -> String {
@@ -186,11 +198,20 @@ impl Subject<'_> {
             let row = format!("{name:<15} {:>8}  {count}", units::bytes(bytes));
             text.line(if index == 0 { "memory" } else { "" }, &row);
         }
-        for (copied, heading) in [(false, "mapped"), (true, "copied")] {
+        let headings = [
+            (false, "mapped", "in all; a page costs a run something when it is touched"),
+            (true, "copied", "in all, by each run anew, because it cannot or need not be mapped"),
+        ];
+        for (copied, heading, meaning) in headings {
             let kinds = self.manifest.memory.kinds.iter().filter(|kind| kind.copied == copied);
-            for (index, kind) in kinds.enumerate() {
-                let row = format!("{:>8}  {}", units::bytes(kind.bytes), kind.what);
-                text.line(if index == 0 { heading } else { "" }, &row);
+            let kinds: Vec<_> = kinds.collect();
+            if kinds.is_empty() {
+                continue;
+            }
+            let row = |bytes, what: &str| format!("{:>8}  {what}", units::bytes(bytes));
+            text.line(heading, &row(kinds.iter().map(|kind| kind.bytes).sum(), meaning));
+            for kind in kinds {
+                text.line("", &row(kind.bytes, &kind.what));
             }
         }
     }
@@ -490,7 +511,8 @@ mod tests {
                 "checksums  right, all of them\n",
                 "memory     from the image    8.2 kB  1 mapping\n",
                 "           from files         16 kB  2 mappings of 1 file\n",
-                "\nmapped       8.2 kB  malloc's heap\ncopied       4.1 kB  stacks\n",
+                "\nmapped       8.2 kB  in all; a page costs a run something when it is touched\n             8.2 kB  malloc's heap\n",
+                "\ncopied       4.1 kB  in all, by each run anew, because it cannot or need not be mapped\n             4.1 kB  stacks\n",
                 "\n000000400000-000000403000 r-xp    12 kB  /usr/lib/libc.so.6 +0x0\n",
                 "\n000000500000-000000502000 rw-p   8.2 kB  (image) +0x5000\n",
                 "\n000000502000-000000503000 rw-p   4.1 kB  (anonymous)\n",

@@ -103,12 +103,14 @@ pub(super) fn is_want(error: &io::Error) -> bool {
 }
 
 /// Parts of CRIU's messages, and what can be done about them.
-const ADVICE: [(&str, &str); 9] = [
+const ADVICE: [(&str, &str); 10] = [
     (
         "No space left on device",
         "point TMPDIR at a directory with room for the memory of the process",
     ),
     ("Resource temporarily unavailable", LIMITS),
+    // It was not forked (criu/vdso.c).
+    ("Compat vdso helper", LIMITS),
     ("sysctl", "it has to see /proc/sys: in a container, do not mask it"),
     (
         "seccomp",

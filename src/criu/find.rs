@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 use rust_criu::rust_criu_protobuf::rpc::{Criu_req, Criu_req_type};
 
+use super::cache::has_probed;
 use super::error::{CriuError, Reason, is_want};
+use super::guard::guard;
 use super::swrk::Worker;
 use super::version::Version;
 use crate::sys::capabilities::{exceeds_its_caller, may_administer, may_checkpoint};
@@ -142,7 +144,9 @@ impl Candidate {
         if version < Version::FLOOR {
             return Err(Unfit::Told(format!("version {version} is older than {}", Version::FLOOR)));
         }
-        if self.untried {
+        let isolation = if may_checkpoint() { Isolation::Host } else { Isolation::UserNamespace };
+        // The check takes longer than a restore.
+        if self.untried && !has_probed(version, isolation) {
             check(&self.path).map_err(Unfit::Told)?;
         }
         Ok(Criu { path: self.path.clone(), version })
@@ -235,15 +239,16 @@ pub fn check(path: &Path) -> Result<(), String> {
     let Ok(mut keeper) = Keeper::start(isolation, &[]) else { return Ok(()) };
     let (mut reader, writer) = io::pipe().map_err(|error| error.to_string())?;
     let arguments = ["criu", "--no-default-config", "check", "--unprivileged"];
-    let spawn = Spawn {
+    let mut spawn = Spawn {
         program: path.to_owned(),
         arguments: arguments.into_iter().map(Into::into).collect(),
         environment: vec![("PATH".into(), search_path())],
         descriptors: vec![1, 2],
         privileges: Privileges::Checkpoint,
     };
+    let guard = guard(&mut spawn).map_err(|error| error.to_string())?;
     let started = keeper
-        .spawn(&spawn, &[writer.as_fd(), writer.as_fd()])
+        .spawn(&spawn, &[writer.as_fd(), writer.as_fd(), guard.as_fd()])
         .map_err(|error| sentence(&error))?;
     drop(writer);
     let mut output = Vec::new();

@@ -4,6 +4,7 @@
 mod cache;
 mod error;
 mod find;
+mod guard;
 mod log;
 mod request;
 pub mod restore;

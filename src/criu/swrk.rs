@@ -14,6 +14,7 @@ use protobuf::Message;
 use rust_criu::rust_criu_protobuf::rpc::{Criu_req, Criu_req_type, Criu_resp};
 
 use super::find::search_path;
+use super::guard::guard;
 use crate::sys::spawn::{Privileges, Running, Spawn};
 
 /// The number of the connection's descriptor in CRIU's process.
@@ -50,10 +51,21 @@ impl Worker {
         Ok((Self { socket: ours }, theirs))
     }
 
-    /// The program to be started with two descriptors: the other end, and the directory for the
-    /// image. It reads no configuration file and keeps what it knows about the kernel in `runtime`.
-    #[must_use]
-    pub fn program(criu: &Path, runtime: Option<&Path>) -> Spawn {
+    /// The program to be started with two descriptors, the other end and the directory for the image,
+    /// and the one that is returned. It reads no configuration file and keeps what it knows about the
+    /// kernel in `runtime`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's reason why there is no such descriptor.
+    pub fn program(criu: &Path, runtime: Option<&Path>) -> io::Result<(Spawn, OwnedFd)> {
+        let mut program = Self::unguarded(criu, runtime);
+        program.descriptors.push(DIRECTORY);
+        let guard = guard(&mut program)?;
+        Ok((program, guard))
+    }
+
+    fn unguarded(criu: &Path, runtime: Option<&Path>) -> Spawn {
         let mut environment = Vec::new();
         if let Some(runtime) = runtime {
             environment.push(("XDG_RUNTIME_DIR".into(), runtime.into()));
@@ -65,7 +77,7 @@ impl Worker {
             program: criu.into(),
             arguments: arguments.into_iter().map(Into::into).collect(),
             environment,
-            descriptors: vec![CONNECTION, DIRECTORY],
+            descriptors: vec![CONNECTION],
             privileges: Privileges::Checkpoint,
         }
     }
@@ -77,9 +89,9 @@ impl Worker {
     /// The kernel's reason why it cannot be executed.
     pub fn start(criu: &Path) -> io::Result<(Self, Running)> {
         let (worker, theirs) = Self::connect()?;
-        let mut program = Self::program(criu, None);
-        program.descriptors.pop();
-        let running = Running::start(&program, vec![theirs])?;
+        let mut program = Self::unguarded(criu, None);
+        let guard = guard(&mut program)?;
+        let running = Running::start(&program, vec![theirs, guard])?;
         Ok((worker, running))
     }
 
@@ -95,9 +107,10 @@ impl Worker {
         [files, orders, image]: [OwnedFd; 3],
     ) -> io::Result<(Self, Running)> {
         let (worker, theirs) = Self::connect()?;
-        let mut program = Self::program(criu, runtime);
-        program.descriptors.extend([ORDERS, IMAGE]);
-        let running = Running::start(&program, vec![theirs, files, orders, image])?;
+        let mut program = Self::unguarded(criu, runtime);
+        program.descriptors.extend([DIRECTORY, ORDERS, IMAGE]);
+        let guard = guard(&mut program)?;
+        let running = Running::start(&program, vec![theirs, files, orders, image, guard])?;
         Ok((worker, running))
     }
 

@@ -2,8 +2,9 @@
 
 import importlib.util
 import unittest
+from typing import Any
 
-from restored import freeze
+from restored import AGENT, freeze
 
 RANDOM = "import random; say([random.random(), random.gauss(0, 1)])"
 NUMPY = "import numpy; say([numpy.random.rand(), numpy.random.randn()])"
@@ -46,6 +47,45 @@ class Randomness(unittest.TestCase):
         self.assertFalse(self.same(RANDOM, code))
         code = "import random\nrandom.setstate(random.Random(5).getstate())"
         self.assertTrue(self.same(RANDOM, code))
+
+    def test_instances(self) -> None:
+        program = "from code_ import own; say(own.random())"
+        for code, same in (
+            ("own = random.Random()", False),
+            ("own = random.Random()\nown.seed(1)\nown.seed()", False),
+            ("own = random.Random(5)", True),
+            ("own = random.Random()\nown.seed(7)", True),
+            ("own = random.Random()\nown.setstate(random.Random(5).getstate())", True),
+            ("class Own(random.Random): pass\nown = Own()", False),
+        ):
+            with self.subTest(code):
+                self.assertEqual(self.same(program, f"import random\n{code}"), same)
+
+    @unittest.skipUnless(importlib.util.find_spec("numpy"), "needs numpy")
+    def test_instances_of_numpy(self) -> None:
+        program = "from code_ import own; say(float(own.uniform()))"
+        for code, same in (
+            ("own = default_rng()", False),
+            ("own = Generator(Philox())", False),
+            ("own = RandomState()", False),
+            ("own = default_rng(5)", True),
+            ("own = RandomState()\nown.seed(5)", True),
+        ):
+            with self.subTest(code):
+                code = f"from numpy.random import *\nfrom numpy.random import Generator, Philox\n{code}"
+                self.assertEqual(self.same(program, code), same)
+
+    def test_tensorflow_is_known_by_what_it_draws(self) -> None:
+        agent: dict[str, Any] = {"__name__": "agent"}
+        exec(compile(AGENT.read_bytes(), "agent", "exec", dont_inherit=True), agent)
+        for word in (1, 0x0123456789ABCDEF, (1 << 64) - 1, 0x8000000000000001):
+            # The output function of mt19937-64 (Nishimura and Matsumoto).
+            drawn = word
+            drawn ^= drawn >> 29 & 0x5555555555555555
+            drawn ^= drawn << 17 & 0x71D67FFFEDA60000
+            drawn ^= drawn << 37 & 0xFFF7EEE000000000
+            drawn ^= drawn >> 43
+            self.assertEqual(agent["TensorflowGenerator"].word(drawn), word)
 
     def test_random_seeded_by_a_file(self) -> None:
         image = freeze(

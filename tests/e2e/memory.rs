@@ -3,7 +3,7 @@
 use std::env;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::support::{Context, Recipe, for_everyone, for_makers, once, shared};
+use crate::support::{Context, Engine, Recipe, for_everyone, for_makers, once, shared};
 
 fn blocks(it: &Context, code: &str, expected: &str) {
     check(
@@ -270,12 +270,7 @@ print('right')
     });
 }
 
-/// What the kernel is asked about pages that were alive at the snapshot is answered as for memory that
-/// never was in a file, whoever owns them.
-#[test]
-fn advice_about_frozen_pages_means_what_it_always_does() {
-    for_everyone(|it| {
-        let code = r"
+const ADVICE: &str = r"
 from pages import *
 for name, address in regions.items():
     third = SIZE // 4
@@ -290,7 +285,24 @@ for name, address in regions.items():
     told += [advise(address, SIZE, HUGEPAGE), advise(address, SIZE, NOHUGEPAGE), content(address)]
     print(*told)
 ";
-        let python = it.code(code).from(Recipe::Pages);
+
+/// What the kernel is asked about pages that were alive at the snapshot is answered as for memory that
+/// never was in a file, whoever owns them.
+#[test]
+fn advice_about_frozen_pages_means_what_it_always_does() {
+    for_everyone(|it| {
+        let python = it.code(ADVICE).from(Recipe::Pages);
+        python.env("PYTHONPATH", shared().modules()).is_as_stock().succeeds();
+    });
+}
+
+/// Before Linux 6.11, `/proc/self/maps` could only be read as text.
+#[test]
+fn advice_means_the_same_to_older_kernels() {
+    once(|it| {
+        let python = it.code(ADVICE).from(Recipe::Pages).by(Engine::Native);
+        let older = ["-o", "/dev/null", "-e", "trace=ioctl", "-e", "inject=ioctl:error=ENOTTY"];
+        let python = python.through(["strace"].into_iter().chain(older));
         python.env("PYTHONPATH", shared().modules()).is_as_stock().succeeds();
     });
 }

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::support::{Context, Recipe, everywhere};
+use crate::support::{Context, Recipe, everywhere, shared};
 
-const THROW: &str = "import dice\nfor name, value in dice.throw(): print(name, value)";
+const THROW: &str = "import dice\nfor name, value in dice.throw(): print(name, value, sep=': ')";
 
 fn throw(it: &Context, runs: usize) -> BTreeMap<String, BTreeSet<String>> {
     let running: Vec<_> =
@@ -12,7 +12,7 @@ fn throw(it: &Context, runs: usize) -> BTreeMap<String, BTreeSet<String>> {
     let mut seen: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for run in running {
         for line in run.finish().succeeds().text().lines() {
-            let (name, value) = line.split_once(' ').unwrap();
+            let (name, value) = line.split_once(": ").unwrap();
             seen.entry(name.to_owned()).or_default().insert(value.to_owned());
         }
     }
@@ -31,19 +31,37 @@ fn six_runs_at_once_draw_six_different_numbers() {
 }
 
 #[test]
-fn six_runs_of_numpy_draw_six_different_numbers() {
+fn six_runs_of_libraries_draw_six_different_numbers() {
     crate::support::for_everyone(|it| {
-        let code = "import numpy; print(numpy.random.rand(), numpy.random.default_rng().random(), \
-                    numpy.random.RandomState().rand(), numpy.random.randint(1 << 60))";
-        let run = it.code(code).from(Recipe::Numeric);
-        let running: Vec<_> = (0..6).map(|_| run.thawed().spawn()).collect();
-        let lines: Vec<String> =
-            running.into_iter().map(|run| run.finish().succeeds().text()).collect();
-        for column in 0..4 {
-            let values: BTreeSet<_> =
-                lines.iter().map(|line| line.split(' ').nth(column)).collect();
-            assert_eq!(values.len(), 6, "{lines:#?}");
+        let python = shared().libraries().join("bin/python");
+        it.snapshot(["--import", "dice", "--force", "-o", "dice.img", "--python"])
+            .args([python])
+            .env("PYTHONPATH", shared().modules())
+            .run()
+            .succeeds();
+        let image = it.keep("dice.img");
+        let run = |code: &str| it.code(code).image(image.clone());
+        let throws =
+            run("import dice\nfor name, value in dice.throw(): print(name, value, sep=': ')");
+        let running: Vec<_> = (0..6).map(|_| throws.thawed().spawn()).collect();
+        let mut seen: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for run in running {
+            for line in run.finish().succeeds().text().lines() {
+                let (name, value) = line.split_once(": ").unwrap();
+                seen.entry(name.to_owned()).or_default().insert(value.to_owned());
+            }
         }
+        for name in ["default_rng of the import", "its children", "cryptography"] {
+            assert!(seen.contains_key(name), "{seen:#?}");
+        }
+        for (name, values) in seen {
+            assert_eq!(values.len(), 6, "{name}: {values:#?}");
+        }
+        let chosen =
+            run("import dice; print(dice.chosen_generator.random(), dice.chosen_state.rand())");
+        let first = chosen.thaw().succeeds().text();
+        assert_eq!(first, chosen.thaw().succeeds().text());
+        std::fs::remove_file(image).unwrap();
     });
 }
 

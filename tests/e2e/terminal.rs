@@ -6,18 +6,24 @@ use std::process::ExitStatus;
 
 use crate::support::run::{Command, Python};
 use crate::support::terminal::Session;
-use crate::support::{Context, Recipe, Terminal, everywhere, for_everyone, native_only};
+use crate::support::{
+    Context, Engine, Recipe, Terminal, as_root, everywhere, for_everyone, native_only,
+};
 
 /// What can be seen of a program in a terminal.
 #[derive(Debug, PartialEq)]
-struct Visit {
-    status: ExitStatus,
+pub(crate) struct Visit {
+    pub(crate) status: ExitStatus,
     transcript: String,
-    modes_are_kept: bool,
+    pub(crate) modes_are_kept: bool,
     history: Option<String>,
 }
 
-fn visit(it: &Context, command: &Command<'_>, dialogue: &dyn Fn(&mut Terminal, &Session)) -> Visit {
+pub(crate) fn visit(
+    it: &Context,
+    command: &Command<'_>,
+    dialogue: &dyn Fn(&mut Terminal, &Session),
+) -> Visit {
     for entry in fs::read_dir(it.home()).unwrap().flatten() {
         if entry.file_type().unwrap().is_file() {
             fs::remove_file(entry.path()).unwrap();
@@ -38,7 +44,11 @@ fn visit(it: &Context, command: &Command<'_>, dialogue: &dyn Fn(&mut Terminal, &
 
 /// The same dialogue with python itself and from an image: everything written is the same.
 #[track_caller]
-fn same(it: &Context, run: &Python<'_>, dialogue: impl Fn(&mut Terminal, &Session)) -> Visit {
+pub(crate) fn same(
+    it: &Context,
+    run: &Python<'_>,
+    dialogue: impl Fn(&mut Terminal, &Session),
+) -> Visit {
     let stock = visit(it, &run.stock(), &dialogue);
     let thawed = visit(it, &run.thawed(), &dialogue);
     assert!(stock == thawed, "python3 itself: {stock:#?}\nfrom an image: {thawed:#?}");
@@ -308,5 +318,29 @@ fn jobs_in_the_background() {
             terminal.wait_for("read words");
             terminal.wait_for("$ ");
         });
+    });
+}
+
+#[test]
+fn through_sudo() {
+    as_root(|it| {
+        it.file(
+            "script.py",
+            "import os, sys\n\
+             print(sys.argv, os.getuid(), os.environ['SUDO_UID'], os.isatty(0), os.get_terminal_size())\n\
+             print(os.getsid(0) != os.getpid(), os.tcgetpgrp(0) == os.getpgrp())\n\
+             print('read', input('type: '))\n\
+             try: input('wait: ')\n\
+             except KeyboardInterrupt: sys.exit(7)\n",
+        );
+        let run = it.python(["script.py", "--flag", "x"]).by(Engine::Criu);
+        let visit = same(it, &run.through(["sudo", "--"]), |terminal, _| {
+            terminal.wait_for("type: ");
+            terminal.press("a line\r");
+            terminal.wait_for("read a line");
+            terminal.wait_for("wait: ");
+            terminal.press("\x03");
+        });
+        assert_eq!(visit.status.code(), Some(7), "{visit:#?}");
     });
 }

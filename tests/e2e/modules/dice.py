@@ -14,6 +14,12 @@ try:
 except ImportError:
     numpy = None
 
+try:
+    from cryptography.hazmat.primitives.asymmetric import ec
+except ImportError:
+    ec = None
+
+own = random.Random()
 chosen = random.Random(42)
 chosen.random()
 
@@ -31,6 +37,14 @@ multiprocessing.current_process().authkey
 if numpy:
     numpy.random.rand()
     numpy.random.default_rng().random()
+    own_generator = numpy.random.default_rng()
+    own_generator.random()
+    own_state = numpy.random.RandomState()
+    chosen_generator = numpy.random.default_rng(42)
+    chosen_state = numpy.random.RandomState()
+    chosen_state.seed(42)
+if ec:
+    ec.generate_private_key(ec.SECP256R1())
 
 
 def throw():
@@ -48,6 +62,7 @@ def throw():
     yield "shuffle", random.sample(range(1 << 40), 3)
     yield "SystemRandom", random.SystemRandom().random()
     yield "Random", random.Random().random()
+    yield "Random of the import", own.random()
     yield "secrets", secrets.token_hex()
     yield "uuid1", str(uuid.uuid1())
     yield "uuid4", str(uuid.uuid4())
@@ -59,3 +74,9 @@ def throw():
     if numpy:
         yield "numpy.random", float(numpy.random.rand())
         yield "default_rng", float(numpy.random.default_rng().random())
+        yield "default_rng of the import", float(own_generator.random())
+        yield "its children", float(own_generator.spawn(1)[0].random())
+        yield "RandomState of the import", float(own_state.rand())
+    if ec:
+        key = ec.generate_private_key(ec.SECP256R1())
+        yield "cryptography", str(key.private_numbers().private_value)
