@@ -194,7 +194,7 @@ def read(name):
 skipped = re.compile('Vm|Rss|Pid|Tgid|NSpid|NStgid|NSpgid|NSsid|voluntary|nonvoluntary|Name|SigQ|HugetlbPages|x86_Thread')
 print([line for line in read('status').splitlines() if not skipped.match(line)])
 for name in ('environ', 'limits', 'personality', 'coredump_filter', 'oom_score_adj', 'loginuid', 'sessionid',
-             'cgroup', 'cpuset', 'timerslack_ns', 'timers', 'uid_map', 'attr/current', 'comm', 'mountinfo'):
+             'cgroup', 'cpuset', 'timerslack_ns', 'timers', 'uid_map', 'attr/current', 'comm'):
     print(name, ascii(read(name)))
 for number in sorted(map(int, os.listdir('/proc/self/fd'))):
     try:
