@@ -368,6 +368,9 @@ pub struct Orders {
     pub environment: u64,
     /// Their length, each with its NUL.
     pub environment_bytes: u64,
+    /// Number of pairs of u32 behind the strings: what the number of a process or thread was when it
+    /// was frozen, and what it is now.
+    pub numbers: u64,
     /// Number of descriptors that follow.
     pub descriptors: u64,
     /// As in [`Handover::ignored`].
@@ -411,6 +414,7 @@ impl Orders {
             self.argument_bytes,
             self.environment,
             self.environment_bytes,
+            self.numbers,
             self.descriptors,
             self.ignored,
             self.options,

@@ -383,19 +383,24 @@ unsafe fn wake(
         let first = (*thawed).envp.read().cast_const();
         let length = if first.is_null() { 0 } else { (*thawed).env_end as usize - first as usize };
         let block = (python.PyBytes_FromStringAndSize)(first.cast(), length as isize);
+        let numbers = (python.PyBytes_FromStringAndSize)(
+            (*thawed).numbers.cast(),
+            ((*thawed).number_count * size_of::<[u32; 2]>()).cast_signed(),
+        );
         let done = (python.PyObject_CallFunction)(
             thaw,
-            c"OOKK".as_ptr(),
+            c"OOKKO".as_ptr(),
             block,
             list,
             (*thawed).ignored,
             (*thawed).options,
+            numbers,
         );
         if done.is_null() {
             (python.PyErr_Print)();
             libc::exit(OWN_FAILURE);
         }
-        for object in [block, list] {
+        for object in [block, list, numbers] {
             (python.Py_DecRef)(object);
         }
         Some(done)

@@ -126,7 +126,8 @@ unsafe fn packet<T>(socket: usize, content: &mut T) -> [i32; 2] {
 unsafe fn adopt_strings(file: i32, orders: &Orders) {
     let pointers = (orders.arguments + orders.environment + 2) as usize;
     let strings = (orders.argument_bytes + orders.environment_bytes) as usize;
-    let size = pointers * size_of::<usize>() + strings;
+    let content = strings + orders.numbers as usize * size_of::<[u32; 2]>();
+    let size = pointers * size_of::<usize>() + content;
     // SAFETY: new memory, written within its length.
     unsafe {
         let memory =
@@ -138,9 +139,9 @@ unsafe fn adopt_strings(file: i32, orders: &Orders) {
         let envp = argv.add(orders.arguments as usize + 1);
         let first = argv.add(pointers).cast::<u8>();
         let mut filled = 0;
-        while filled < strings {
+        while filled < content {
             let arguments =
-                [file as usize, first.add(filled) as usize, strings - filled, filled, 0, 0];
+                [file as usize, first.add(filled) as usize, content - filled, filled, 0, 0];
             match call(syscall::PREAD, arguments) {
                 EINTR => {}
                 ..=0 => fail(b"the arguments and the environment cannot be read"),
@@ -158,6 +159,8 @@ unsafe fn adopt_strings(file: i32, orders: &Orders) {
             env_end: end,
             ignored: orders.ignored,
             options: orders.options,
+            numbers: end,
+            number_count: orders.numbers as usize,
             executed: null(),
         };
     }

@@ -17,6 +17,10 @@ pub(crate) struct Thawed {
     pub(crate) env_end: *const u8,
     pub(crate) ignored: u64,
     pub(crate) options: u64,
+    /// Pairs of u32: numbers of processes and threads, old and new; none in a native restore.
+    pub(crate) numbers: *const u8,
+    /// How many pairs.
+    pub(crate) number_count: usize,
     /// The path that was given to execve(2) for this process.
     pub(crate) executed: *const u8,
 }
@@ -28,6 +32,8 @@ pub(crate) static mut THAWED: Thawed = Thawed {
     env_end: null(),
     ignored: 0,
     options: 0,
+    numbers: null(),
+    number_count: 0,
     executed: null(),
 };
 
@@ -98,6 +104,8 @@ pub(crate) unsafe extern "C" fn thaw(args: *const ThawArgs) -> ! {
             env_end: args.env_end as *const u8,
             ignored: args.ignored,
             options: args.options,
+            numbers: null(),
+            number_count: 0,
             executed: auxiliary(args.auxv, AT_EXECFN) as *const u8,
         };
         describe(args, &*plan);

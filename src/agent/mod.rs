@@ -23,6 +23,8 @@ pub struct Job {
     pub argv0: String,
     /// The caller's own `LD_PRELOAD`; the resident's place in it is nobody's business.
     pub preload: Option<String>,
+    /// Child processes and sockets are not refused: whether they can be frozen, the dump tells.
+    pub lenient: bool,
 }
 
 /// One line of the agent's report. After `Failed`, `Refused` and `Ready` the report ends; the
@@ -93,6 +95,9 @@ pub struct Ready {
     pub settable: Vec<String>,
     /// After which step each running interval timer (getitimer(2)) was there.
     pub timers: Vec<String>,
+    /// After which step each child process was there.
+    #[serde(default)]
+    pub children: Vec<String>,
 }
 
 /// A shared mapping.
@@ -184,6 +189,7 @@ mod tests {
             exec: vec![],
             argv0: "python3".into(),
             preload: None,
+            lenient: false,
         };
         let text = serde_json::to_string(&job).expect("plain data");
         assert!(text.contains(r#""imports":["json"]"#));

@@ -113,6 +113,11 @@ pub(super) struct Snapshot {
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(super) isolation: Isolation,
 
+    /// Which engine shall be able to restore the image. With criu, also what only CRIU can restore is
+    /// frozen: children that run, timers, pipes, pairs of sockets, descriptors of events
+    #[arg(long, value_name = "WHO", default_value = "any")]
+    pub(super) engine: SnapshotEngine,
+
     /// The criu program [default: $PRELOADED_CRIU_CRIU, else criu on PATH, else the private one]
     #[arg(long, value_name = "PROGRAM")]
     pub(super) criu: Option<PathBuf>,
@@ -195,6 +200,16 @@ pub(super) enum Isolation {
     Host,
     /// In a user namespace of its own: any user
     Userns,
+}
+
+/// Which engine an image is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum SnapshotEngine {
+    /// Either; what native cannot restore is refused
+    #[default]
+    Any,
+    /// CRIU; to run it takes root, or CAP_CHECKPOINT_RESTORE
+    Criu,
 }
 
 /// Who brings the frozen process back.
@@ -317,6 +332,8 @@ pub(super) struct Bench {
     mut_arg("force", |arg| arg.help("Replace the starter if there is one")),
     mut_arg("json", |arg| arg.hide(true)),
     mut_arg("refresh", |arg| arg.hide(true)),
+    // A starter's process becomes the frozen one.
+    mut_arg("engine", |arg| arg.hide(true)),
     mut_arg("environment", |arg| {
         arg.help("Set an environment variable while the image is made; may be given several times. \
                   Only you can use the starter then, because it holds the value")
@@ -423,6 +440,11 @@ pub(super) struct Doctor {
     /// Look only at what one of them needs
     #[arg(value_name = "COMMAND")]
     pub(super) subject: Option<Subject>,
+
+    /// Which engine shall be able to restore the image. With criu, also what only CRIU can restore is
+    /// frozen: children that run, timers, pipes, pairs of sockets, descriptors of events
+    #[arg(long, value_name = "WHO", default_value = "any")]
+    pub(super) engine: SnapshotEngine,
 
     /// The criu program [default: $PRELOADED_CRIU_CRIU, else criu on PATH, else the private one]
     #[arg(long, value_name = "PROGRAM")]

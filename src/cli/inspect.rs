@@ -134,10 +134,12 @@ impl Subject<'_> {
                 Some(why) => format!("no: {why}"),
             },
         );
+        text.line("only by", &self.only_by());
         let read = self.image.check().variables.names().count();
         let read = units::count(read, "variable", "variables");
         text.line("has read", &format!("{read} of the environment (--json names them)"));
         text.line("threads", &counted(&self.manifest.threads));
+        text.line("processes", &counted(&self.manifest.processes));
         text.line("signals", &self.signals().join(", "));
         text.line("opens", &self.descriptors().join(", "));
         text.line("size", &self.size());
@@ -149,6 +151,16 @@ impl Subject<'_> {
             self.map_in_words(&mut text);
         }
         text.0
+    }
+
+    /// Who alone can restore it, and why.
+    fn only_by(&self) -> String {
+        let reasons = &self.image.check().only_criu;
+        if reasons.is_empty() {
+            String::new()
+        } else {
+            format!("--engine criu: {}", reasons.join("; "))
+        }
     }
 
     fn size(&self) -> String {

@@ -122,6 +122,10 @@ fn make(arguments: args::Snapshot, progress: &mut Progress) -> Result<i32, Failu
             args::Isolation::Host => snapshot::Choice::Host,
             args::Isolation::Userns => snapshot::Choice::UserNamespace,
         },
+        engines: match arguments.engine {
+            args::SnapshotEngine::Any => snapshot::Engines::Both,
+            args::SnapshotEngine::Criu => snapshot::Engines::Criu,
+        },
         output: None,
     };
     let (output, force) = (arguments.output.clone(), arguments.force);

@@ -53,7 +53,11 @@ impl snapshot::Progress for Progress {
                 }
                 _ => io::stderr().write_all(as_line(&event, *rewrites).as_bytes()),
             },
-            Self::Silent => Ok(()),
+            // An image that takes rights to run is not made without a word.
+            Self::Silent => match event {
+                Event::OnlyCriu { .. } => io::stderr().write_all(as_line(&event, false).as_bytes()),
+                _ => Ok(()),
+            },
         };
     }
 }
@@ -71,6 +75,7 @@ fn as_json(event: &Event<'_>) -> Option<serde_json::Value> {
         Event::Dumped { bytes, seconds } => {
             json!({"event": "dumped", "bytes": bytes, "seconds": seconds})
         }
+        Event::OnlyCriu { reasons } => json!({"event": "only-criu", "reasons": reasons}),
         Event::Writing { path } => json!({"event": "writing", "image": path.to_string_lossy()}),
         Event::Written { path, bytes, seconds } => json!({
             "event": "written",
@@ -89,6 +94,11 @@ fn as_line(event: &Event<'_>, rewrites: bool) -> String {
         Event::Output(_) => String::new(),
         Event::Dumping { bytes } => begun("dump", &units::bytes(*bytes), rewrites),
         Event::Dumped { bytes, seconds } => done("dump", &units::bytes(*bytes), *seconds, rewrites),
+        Event::OnlyCriu { reasons } => format!(
+            "{}preloaded-criu: only --engine criu can run this image: {}\n",
+            start(rewrites),
+            reasons.join("; ")
+        ),
         Event::Writing { .. } => begun("write", "", rewrites),
         Event::Written { path, bytes, seconds } => {
             let text = format!("{} ({})", path.display(), units::bytes(*bytes));

@@ -76,6 +76,7 @@ pub(super) fn anywhere(snapshot: args::Snapshot) -> Result<Vec<OsString>, Failur
         force: _,
         refresh: _,
         isolation,
+        engine: _,
         criu,
         json: _,
         options,

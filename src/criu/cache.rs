@@ -17,6 +17,8 @@ use super::version::Version;
 use crate::sys::capabilities::exceeds_its_caller;
 use crate::sys::keeper::Isolation;
 
+/// What CRIU keeps.
+const PROBED: &str = "criu.kdat";
 /// The file that CRIU writes before it gives it its name; one that was left behind keeps CRIU from
 /// ever writing again.
 const UNFINISHED: &str = "criu.kdat.tmp";
@@ -38,6 +40,12 @@ pub fn runtime_directory(version: Version, isolation: Isolation) -> Option<PathB
         .filter(|path| is_ours_on_tmpfs(path))
         .chain(shared_memory())
         .find_map(|path| prepare(&path, version, isolation))
+}
+
+/// Whether a CRIU of this version has probed this kernel and found it fit: it keeps nothing otherwise.
+#[must_use]
+pub(super) fn has_probed(version: Version, isolation: Isolation) -> bool {
+    runtime_directory(version, isolation).is_some_and(|directory| directory.join(PROBED).exists())
 }
 
 /// A directory of ours where everybody may make one: containers have no other tmpfs. Nobody else can

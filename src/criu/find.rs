@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 use rust_criu::rust_criu_protobuf::rpc::{Criu_req, Criu_req_type};
 
+use super::cache::has_probed;
 use super::error::{CriuError, Reason, is_want};
 use super::guard::guard;
 use super::swrk::Worker;
@@ -143,7 +144,9 @@ impl Candidate {
         if version < Version::FLOOR {
             return Err(Unfit::Told(format!("version {version} is older than {}", Version::FLOOR)));
         }
-        if self.untried {
+        let isolation = if may_checkpoint() { Isolation::Host } else { Isolation::UserNamespace };
+        // The check takes longer than a restore.
+        if self.untried && !has_probed(version, isolation) {
             check(&self.path).map_err(Unfit::Told)?;
         }
         Ok(Criu { path: self.path.clone(), version })

@@ -5,6 +5,7 @@
 //! ```text
 //!   interpreter, argv0, libc, kernel release     strings
 //!   settings: their number u32, name and value of each; what the locale is made from, the encoding: strings
+//!   why only CRIU can restore it: their number u32, strings
 //!   variables that the imports have read (`variables`)
 //!   vDSO hash u64
 //!   register states u64, their bytes u32, number of feature words u32, feature words u32 each
@@ -39,6 +40,8 @@ pub struct Check {
     pub kernel: String,
     /// What the interpreter was started with.
     pub settings: Settings,
+    /// Why only CRIU can restore it, each as a sentence; nothing where either engine can.
+    pub only_criu: Vec<String>,
     /// What the imports have read of the environment.
     pub variables: Variables,
     /// Kernel and processor.
@@ -183,6 +186,10 @@ impl Check {
         put_bytes(&mut out, self.libc.as_bytes());
         put_bytes(&mut out, self.kernel.as_bytes());
         put_settings(&mut out, &self.settings);
+        out.extend((self.only_criu.len() as u32).to_le_bytes());
+        for reason in &self.only_criu {
+            put_bytes(&mut out, reason.as_bytes());
+        }
         self.variables.encode(&mut out);
         let Machine { vdso, cpu } = &self.machine;
         out.extend(vdso.to_le_bytes());
@@ -211,6 +218,10 @@ impl Check {
         let libc = text(&mut cursor)?;
         let kernel = text(&mut cursor)?;
         let settings = settings(&mut cursor)?;
+        let mut only_criu = Vec::new();
+        for _ in 0..cursor.u32()? {
+            only_criu.push(text(&mut cursor)?);
+        }
         let variables = Variables::decode(&mut cursor)?;
         let vdso = cursor.u64()?;
         let mut cpu = Cpu { states: cursor.u64()?, state_bytes: cursor.u32()?, ..Cpu::default() };
@@ -228,7 +239,17 @@ impl Check {
             });
         }
         let machine = Machine { vdso, cpu };
-        Some(Self { interpreter, argv0, libc, kernel, settings, variables, machine, files })
+        Some(Self {
+            interpreter,
+            argv0,
+            libc,
+            kernel,
+            settings,
+            only_criu,
+            variables,
+            machine,
+            files,
+        })
     }
 }
 
@@ -341,6 +362,7 @@ mod tests {
                 locale: b"--\n\nC".to_vec(),
                 encoding: Some("1 UTF-8".into()),
             },
+            only_criu: vec!["a pipe".into()],
             machine: Machine::here(),
             files: vec![
                 FileStamp {

@@ -30,6 +30,12 @@ pub struct Manifest {
     pub criu: String,
     /// Names of its threads, the main thread first.
     pub threads: Vec<String>,
+    /// Names of the processes that it has started and that are in it too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<String>,
+    /// Why only CRIU can restore it, each as a sentence; nothing where either engine can.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub only_criu: Vec<String>,
     /// How its memory comes back.
     pub memory: Memory,
 }

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use super::directory::{Directory, FILES, REMAP_FPATH};
 use super::error::{Inconsistency, ProcessError};
 use super::messages::files::{
-    Fd_types, Fdinfo_entry, File_entry, Inet_sk_entry, Reg_file_entry, Remap_file_path_entry,
+    Fd_types, Fdinfo_entry, File_entry, Inet_sk_entry, Pipe_entry, Reg_file_entry,
+    Remap_file_path_entry, Unix_sk_entry,
 };
 
 /// An open descriptor.
@@ -28,7 +29,10 @@ pub enum DescriptorKind {
     /// Something with a path: a file, a directory, a device of memory's like `/dev/null`.
     File(OpenFile),
     /// One end of a pipe.
-    Pipe,
+    Pipe {
+        /// Its number, the same for both ends (`pipe:[NUMBER]`).
+        number: u32,
+    },
     /// An IP socket, with its local port (0 for none) and whether it listens.
     InternetSocket {
         /// Local port.
@@ -37,7 +41,13 @@ pub enum DescriptorKind {
         listening: bool,
     },
     /// A unix socket.
-    UnixSocket,
+    UnixSocket {
+        /// The other one is in the dump, and neither has a name: socketpair(2).
+        paired: bool,
+    },
+    /// An object that notifies of events, in words: eventfd(2), epoll(7), timerfd_create(2),
+    /// signalfd(2).
+    Events(&'static str),
     /// Anything else, in words.
     Other(&'static str),
 }
@@ -92,11 +102,25 @@ impl FileTable {
                 None => return Err(Inconsistency::Missing("the path of an open file")),
             },
             Some(Ok(Fd_types::INETSK)) => internet_socket(file.isk.as_ref()),
+            Some(Ok(Fd_types::PIPE)) => {
+                DescriptorKind::Pipe { number: file.pipe.as_ref().map_or(0, Pipe_entry::pipe_id) }
+            }
+            Some(Ok(Fd_types::UNIXSK)) => DescriptorKind::UnixSocket {
+                paired: file.usk.as_ref().is_some_and(|socket| self.paired(socket)),
+            },
             Some(Ok(kind)) => in_words(kind),
             _ => DescriptorKind::Other("an object of an unknown kind"),
         };
         let close_on_exec = info.flags() & FD_CLOEXEC != 0;
         Ok(Descriptor { number: info.fd(), close_on_exec, kind })
+    }
+
+    fn paired(&self, socket: &Unix_sk_entry) -> bool {
+        let mut sockets = self.files.values().filter_map(|file| file.usk.as_ref());
+        let other = sockets.find(|other| other.ino() == socket.peer());
+        socket.name().is_empty()
+            && socket.state() != TCP_LISTEN
+            && other.is_some_and(|other| other.peer() == socket.ino() && other.name().is_empty())
     }
 
     fn open_file(&self, file: &Reg_file_entry) -> OpenFile {
@@ -127,15 +151,13 @@ fn internet_socket(socket: Option<&Inet_sk_entry>) -> DescriptorKind {
 
 fn in_words(kind: Fd_types) -> DescriptorKind {
     match kind {
-        Fd_types::PIPE => DescriptorKind::Pipe,
-        Fd_types::UNIXSK => DescriptorKind::UnixSocket,
         Fd_types::FIFO => DescriptorKind::Other("a named pipe"),
-        Fd_types::EVENTFD => DescriptorKind::Other("an eventfd"),
-        Fd_types::EVENTPOLL => DescriptorKind::Other("an epoll set"),
+        Fd_types::EVENTFD => DescriptorKind::Events("an eventfd"),
+        Fd_types::EVENTPOLL => DescriptorKind::Events("an epoll set"),
         Fd_types::INOTIFY => DescriptorKind::Other("an inotify watch"),
         Fd_types::FANOTIFY => DescriptorKind::Other("a fanotify watch"),
-        Fd_types::SIGNALFD => DescriptorKind::Other("a signalfd"),
-        Fd_types::TIMERFD => DescriptorKind::Other("a timerfd"),
+        Fd_types::SIGNALFD => DescriptorKind::Events("a signalfd"),
+        Fd_types::TIMERFD => DescriptorKind::Events("a timerfd"),
         Fd_types::PIDFD => DescriptorKind::Other("a pidfd"),
         Fd_types::MEMFD => DescriptorKind::Other("a memfd"),
         Fd_types::PACKETSK => DescriptorKind::Other("a packet socket"),
@@ -145,7 +167,7 @@ fn in_words(kind: Fd_types) -> DescriptorKind {
         Fd_types::TUNF => DescriptorKind::Other("a network tunnel"),
         Fd_types::BPFMAP => DescriptorKind::Other("a BPF map"),
         Fd_types::EXT => DescriptorKind::Other("an external file"),
-        Fd_types::REG | Fd_types::INETSK | Fd_types::UND => {
+        Fd_types::REG | Fd_types::PIPE | Fd_types::UNIXSK | Fd_types::INETSK | Fd_types::UND => {
             DescriptorKind::Other("an object of an unknown kind")
         }
     }

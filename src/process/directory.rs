@@ -122,6 +122,12 @@ pub(crate) fn decode<M: Message>(bytes: &[u8], kind: Kind) -> Result<Vec<M>, Dam
     entries.into_iter().map(|entry| M::parse_from_bytes(entry).map_err(Into::into)).collect()
 }
 
+/// The first message in the bytes of a file, whatever follows.
+pub(crate) fn first<M: Message>(bytes: &[u8], kind: Kind) -> Result<M, Damage> {
+    let entry = split(bytes, kind)?.into_iter().next().ok_or(Damage::Empty)?;
+    Ok(M::parse_from_bytes(entry)?)
+}
+
 /// A file with messages of one type.
 pub(crate) fn encode<M: Message>(kind: Kind, messages: &[M]) -> Result<Vec<u8>, Damage> {
     let mut bytes = kind.magic();

@@ -50,6 +50,8 @@ use vma::status;
 pub struct Process {
     /// Its number when it was frozen.
     pub pid: u32,
+    /// The N of the `pages-N.img` that its pages are in.
+    pub pages_id: u32,
     /// Its name, as bytes: the kernel does not care for an encoding.
     pub comm: Vec<u8>,
     /// The program that it runs.
@@ -151,6 +153,12 @@ pub struct State {
 impl Process {
     /// Reads the directory that CRIU dumped into.
     pub fn load(path: &Path) -> Result<Self, ProcessError> {
+        Self::load_tree(path).map(|(root, _)| root)
+    }
+
+    /// Reads the directory that CRIU dumped into: the process, and those that it has started and that
+    /// run. Ones that have ended and were not waited for are in [`State::others`] only.
+    pub fn load_tree(path: &Path) -> Result<(Self, Vec<Self>), ProcessError> {
         let directory = Directory::new(path);
         let inconsistent = |source| ProcessError::Inconsistent { path: path.to_owned(), source };
         let inventory: Inventory_entry = directory.one("inventory.img", directory::INVENTORY)?;
@@ -161,8 +169,25 @@ impl Process {
         let (root, others) = tree
             .split_first()
             .ok_or_else(|| inconsistent(Inconsistency::Missing("the process")))?;
-        let pid = root.pid();
-        let cores = cores(directory, root)?;
+        let files = FileTable::load(directory)?;
+        let mut process = Self::load_one(directory, &files, root)?;
+        process.state.others = others.iter().map(Pstree_entry::pid).collect();
+        let lives = |one: &&Pstree_entry| path.join(format!("mm-{}.img", one.pid())).exists();
+        let others = others.iter().filter(lives);
+        let others =
+            others.map(|one| Self::load_one(directory, &files, one)).collect::<Result<_, _>>()?;
+        Ok((process, others))
+    }
+
+    fn load_one(
+        directory: Directory<'_>,
+        files: &FileTable,
+        entry: &Pstree_entry,
+    ) -> Result<Self, ProcessError> {
+        let path = directory.path();
+        let inconsistent = |source| ProcessError::Inconsistent { path: path.to_owned(), source };
+        let pid = entry.pid();
+        let cores = cores(directory, entry)?;
         let main =
             &cores.first().ok_or_else(|| inconsistent(Inconsistency::Missing("a thread")))?.1;
         let task = main
@@ -170,10 +195,9 @@ impl Process {
             .as_ref()
             .ok_or_else(|| inconsistent(Inconsistency::Missing("the process's state")))?;
         let ids = ids(directory, pid, main)?;
-        let files = FileTable::load(directory)?;
         let mm: Mm_entry = directory.one(&format!("mm-{pid}.img"), directory::MM)?;
-        let (vmas, guards) = vmas(&mm.vmas, &files).map_err(inconsistent)?;
-        let pages = load_pages(directory, pid, &vmas)?;
+        let (vmas, guards) = vmas(&mm.vmas, files).map_err(inconsistent)?;
+        let (pages_id, pages) = load_pages(directory, pid, &vmas)?;
         let infos: Vec<Fdinfo_entry> =
             directory.any(&format!("fdinfo-{}.img", ids.files_id()), directory::FDINFO)?;
         let mut descriptors = infos
@@ -186,6 +210,7 @@ impl Process {
         let exe = files.regular(mm.exe_file_id()).map_err(inconsistent)?;
         Ok(Self {
             pid,
+            pages_id,
             comm: task.comm().to_vec(),
             exe: exe
                 .ok_or_else(|| inconsistent(Inconsistency::Missing("the program's path")))?
@@ -202,7 +227,7 @@ impl Process {
             signals: signals(task).map_err(inconsistent)?,
             descriptors,
             adopted: Vec::new(),
-            state: state(task, &mm, others, &locks),
+            state: state(task, &mm, &locks),
             annotated: false,
         })
     }
@@ -224,6 +249,15 @@ impl Process {
         }
         self.annotated = true;
         Ok(())
+    }
+
+    /// As [`Process::annotate`], for a process that went on while it was looked at: mappings that are
+    /// not in the list were made since.
+    pub fn annotate_loosely(&mut self, smaps: &Smaps) {
+        for vma in &mut self.vmas {
+            vma.special = vma.special | smaps.flags(&vma.range).unwrap_or_default();
+        }
+        self.annotated = true;
     }
 
     /// Turns the private mappings of the file `path` into memory without a file. Pages that were not
@@ -383,7 +417,11 @@ fn vma_kind(entry: &Vma_entry, files: &FileTable) -> Result<VmaKind, Inconsisten
 const PE_PARENT: u32 = 1;
 const PE_PRESENT: u32 = 4;
 
-fn load_pages(directory: Directory<'_>, pid: u32, vmas: &[Vma]) -> Result<Pages, ProcessError> {
+fn load_pages(
+    directory: Directory<'_>,
+    pid: u32,
+    vmas: &[Vma],
+) -> Result<(u32, Pages), ProcessError> {
     let (head, entries): (Pagemap_head, Vec<Pagemap_entry>) =
         directory.headed(&format!("pagemap-{pid}.img"), directory::PAGEMAP)?;
     let file = directory.path().join(format!("pages-{}.img", head.pages_id()));
@@ -397,7 +435,7 @@ fn load_pages(directory: Directory<'_>, pid: u32, vmas: &[Vma]) -> Result<Pages,
     if found < expected {
         return Err(inconsistent(Inconsistency::PagesLength { expected, found }));
     }
-    Ok(Pages::new(runs, file))
+    Ok((head.pages_id(), Pages::new(runs, file)))
 }
 
 fn page_runs(entries: &[Pagemap_entry], vmas: &[Vma]) -> Result<Vec<PageRun>, Inconsistency> {
@@ -480,12 +518,7 @@ fn signals(task: &Task_core_entry) -> Result<Vec<SignalAction>, Inconsistency> {
     Ok(actions.collect())
 }
 
-fn state(
-    task: &Task_core_entry,
-    mm: &Mm_entry,
-    others: &[Pstree_entry],
-    locks: &[File_lock_entry],
-) -> State {
+fn state(task: &Task_core_entry, mm: &Mm_entry, locks: &[File_lock_entry]) -> State {
     let timers = task.timers.as_ref();
     let interval = timers.map_or(0, |timers| {
         [&timers.real, &timers.virt, &timers.prof]
@@ -494,7 +527,7 @@ fn state(
             .count()
     });
     State {
-        others: others.iter().map(Pstree_entry::pid).collect(),
+        others: Vec::new(),
         stopped: task.task_state() != ALIVE,
         personality: task.personality(),
         interval_timers: interval,

@@ -58,6 +58,17 @@ pub enum Refusal {
         path: Option<PathBuf>,
         /// What it is, in words.
         what: String,
+        /// CRIU makes another one like it, for its ends are all in the process.
+        remade: bool,
+    },
+    /// Something of another process in the dump.
+    Other {
+        /// Its number.
+        pid: u32,
+        /// Its name.
+        name: String,
+        /// What it is.
+        what: Box<Refusal>,
     },
 }
 
@@ -104,6 +115,27 @@ pub enum MappingRefusal {
 }
 
 impl Refusal {
+    /// Whether CRIU itself can restore it, so that what has it is an image for that engine only.
+    #[must_use]
+    pub fn restorable_by_criu(&self) -> bool {
+        match self {
+            Self::Processes(_)
+            | Self::PendingSignals(_)
+            | Self::Timers(_)
+            | Self::Subreaper
+            | Self::Membarrier => true,
+            Self::Descriptor { remade, .. } => *remade,
+            Self::Other { what, .. } => what.restorable_by_criu(),
+            Self::NotLookedAt
+            | Self::Stopped
+            | Self::Thread { .. }
+            | Self::AsynchronousIo(_)
+            | Self::FileLock(_)
+            | Self::Personality(_)
+            | Self::Mapping { .. } => false,
+        }
+    }
+
     /// Whom it belongs to, as far as the dump tells: a file or a thread.
     #[must_use]
     pub fn owner(&self) -> Option<String> {
@@ -145,9 +177,12 @@ impl fmt::Display for Refusal {
                 write!(f, "the memory at {:#x}-{:#x} is {what}", range.start, range.end)?;
                 path.as_ref().map_or(Ok(()), |path| write!(f, ": {}", path.display()))
             }
-            Self::Descriptor { number, path, what } => {
+            Self::Descriptor { number, path, what, .. } => {
                 write!(f, "descriptor {number} is {what}")?;
                 path.as_ref().map_or(Ok(()), |path| write!(f, ": {}", path.display()))
+            }
+            Self::Other { pid, name, what } => {
+                write!(f, "in its child process {name} ({pid}), {what}")
             }
         }
     }
@@ -204,6 +239,19 @@ impl Process {
         let descriptors = self.descriptors.iter().filter(|one| !ours.contains(&one.number));
         refusals.extend(descriptors.filter_map(of_descriptor));
         refusals
+    }
+
+    /// What of this process keeps an image from being made of the one that has started it; `ours` are
+    /// numbers of pipes of the snapshot's.
+    #[must_use]
+    pub fn refusals_as_other(&self, ours: &[u32]) -> Vec<Refusal> {
+        let is_ours = |one: &&Descriptor| matches!(&one.kind, DescriptorKind::Pipe { number } if ours.contains(number));
+        let own: Vec<u32> = self.descriptors.iter().filter(is_ours).map(|one| one.number).collect();
+        let refusals = self.refusals(&own).into_iter().filter(|one| !one.restorable_by_criu());
+        let name = String::from_utf8_lossy(&self.comm).into_owned();
+        let named =
+            |what| Refusal::Other { pid: self.pid, name: name.clone(), what: Box::new(what) };
+        refusals.map(named).collect()
     }
 
     fn of_process(&self) -> Vec<Refusal> {
@@ -301,10 +349,18 @@ fn unusual(bits: u32) -> MappingRefusal {
 }
 
 fn of_descriptor(descriptor: &Descriptor) -> Option<Refusal> {
+    let mut remade = false;
     let (path, what) = match &descriptor.kind {
         DescriptorKind::File(file) => (Some(file.path.clone()), open_file(file)?.to_owned()),
-        DescriptorKind::Pipe => (None, "a pipe".to_owned()),
-        DescriptorKind::UnixSocket => (None, "a unix socket".to_owned()),
+        DescriptorKind::Pipe { .. } => {
+            remade = true;
+            (None, "a pipe".to_owned())
+        }
+        DescriptorKind::UnixSocket { paired: true } => {
+            remade = true;
+            (None, "one of a pair of sockets".to_owned())
+        }
+        DescriptorKind::UnixSocket { paired: false } => (None, "a unix socket".to_owned()),
         DescriptorKind::InternetSocket { port, listening: true } => {
             (None, format!("a socket that listens on port {port}"))
         }
@@ -312,9 +368,13 @@ fn of_descriptor(descriptor: &Descriptor) -> Option<Refusal> {
         DescriptorKind::InternetSocket { port, .. } => {
             (None, format!("a network socket with local port {port}"))
         }
+        DescriptorKind::Events(what) => {
+            remade = true;
+            (None, (*what).to_owned())
+        }
         DescriptorKind::Other(what) => (None, (*what).to_owned()),
     };
-    Some(Refusal::Descriptor { number: descriptor.number, path, what })
+    Some(Refusal::Descriptor { number: descriptor.number, path, what, remade })
 }
 
 /// What is wrong with an open file.
@@ -340,7 +400,7 @@ fn open_file(file: &OpenFile) -> Option<&'static str> {
 mod tests {
     use super::*;
     use crate::process::messages::files::{
-        Fd_types, File_lock_entry, Inet_sk_entry, Remap_file_path_entry,
+        Fd_types, File_lock_entry, Inet_sk_entry, Remap_file_path_entry, Unix_sk_entry,
     };
     use crate::process::messages::pstree::Pstree_entry;
     use crate::process::messages::registers::{User_desc_t, User_x86_cet_entry};
@@ -605,6 +665,59 @@ mod tests {
             dump.files.last_mut().expect("it was just pushed").isk = MessageField::some(socket);
         });
         assert_eq!(listening, ["descriptor 5 is a socket that listens on port 8080"]);
+    }
+
+    #[test]
+    fn what_criu_restores_is_told_from_what_nobody_does() {
+        let all = |change: &dyn Fn(&mut Dump)| {
+            let mut dump = Dump::new();
+            change(&mut dump);
+            let mut process = Process::load(dump.write().path()).expect("it loads");
+            process.annotated = true;
+            let refusals = process.refusals(&[]);
+            assert_eq!(refusals.len(), 1, "{refusals:?}");
+            refusals[0].restorable_by_criu()
+        };
+        for kind in [Fd_types::PIPE, Fd_types::EVENTFD, Fd_types::EVENTPOLL, Fd_types::TIMERFD] {
+            assert!(all(&|dump| dump.object(5, 3, kind)));
+        }
+        for kind in [Fd_types::UNIXSK, Fd_types::INETSK, Fd_types::INOTIFY, Fd_types::TTY] {
+            assert!(!all(&|dump| dump.object(5, 3, kind)));
+        }
+        assert!(all(&|dump| dump.task().set_child_subreaper(true)));
+        assert!(!all(&|dump| dump.task().set_task_state(3)));
+    }
+
+    #[test]
+    fn a_pair_of_sockets_is_told_from_one_that_others_reach() {
+        let pair = |peer: u32, name: &[u8]| {
+            let mut dump = Dump::new();
+            for (number, id, ino, peer) in [(5, 3, 11, peer), (6, 4, 12, 11)] {
+                dump.object(number, id, Fd_types::UNIXSK);
+                let mut socket = Unix_sk_entry::new();
+                for set in [
+                    Unix_sk_entry::set_type,
+                    Unix_sk_entry::set_state,
+                    Unix_sk_entry::set_flags,
+                    Unix_sk_entry::set_uflags,
+                    Unix_sk_entry::set_backlog,
+                ] {
+                    set(&mut socket, 1);
+                }
+                socket.set_id(id);
+                socket.set_ino(ino);
+                socket.set_peer(peer);
+                socket.fown = dump.files[0].reg.fown.clone();
+                socket.set_name(name.to_vec());
+                dump.files.last_mut().expect("just pushed").usk = MessageField::some(socket);
+            }
+            let mut process = Process::load(dump.write().path()).expect("it loads");
+            process.annotated = true;
+            process.refusals(&[]).iter().all(Refusal::restorable_by_criu)
+        };
+        assert!(pair(12, b""));
+        assert!(!pair(0, b""));
+        assert!(!pair(12, b"/run/x"));
     }
 
     #[test]

@@ -6,8 +6,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::directory::{self, Directory};
+use super::messages::files::{Fdinfo_entry, File_entry};
 use super::messages::mm::Mm_entry;
 use super::messages::pagemap::{Pagemap_entry, Pagemap_head};
+use super::messages::task::Core_entry;
 use super::pages::PAGE;
 use super::vma::status;
 use super::{Damage, Process, ProcessError};
@@ -53,6 +55,63 @@ impl Process {
         }
         write(&file, bytes)
     }
+}
+
+/// Takes the snapshot's own pipes out of the descriptors of the processes that were started by the
+/// frozen one: where they stand for a standard stream, it is what the frozen process has there.
+///
+/// # Errors
+///
+/// A file that cannot be read or written.
+pub(crate) fn without_pipes(
+    path: &Path,
+    process: &Process,
+    others: &[Process],
+    pipes: &[u32],
+) -> Result<(), ProcessError> {
+    if others.is_empty() {
+        return Ok(());
+    }
+    let directory = Directory::new(path);
+    let table = |pid: u32| -> Result<String, ProcessError> {
+        let name = format!("core-{pid}.img");
+        let core: Core_entry = directory.one(&name, directory::CORE)?;
+        let ids = match core.ids.into_option() {
+            Some(ids) => ids,
+            None => directory.one(&format!("ids-{pid}.img"), directory::IDS)?,
+        };
+        Ok(format!("fdinfo-{}.img", ids.files_id()))
+    };
+    let files: Vec<File_entry> = directory.all("files.img", directory::FILES)?;
+    let is_ours = |id: u32| {
+        let file = files.iter().find(|file| file.id() == id);
+        file.and_then(|file| file.pipe.as_ref()).is_some_and(|pipe| pipes.contains(&pipe.pipe_id()))
+    };
+    let own = table(process.pid)?;
+    let standard: Vec<Fdinfo_entry> = directory.any(&own, directory::FDINFO)?;
+    // CRIU wants a descriptor for each one that is listed.
+    let has = |one: &Fdinfo_entry, file: &File_entry| one.id() == file.id();
+    let kept: Vec<File_entry> = files
+        .iter()
+        .filter(|file| !is_ours(file.id()) || standard.iter().any(|one| has(one, file)))
+        .cloned()
+        .collect();
+    write(&path.join("files.img"), directory::encode(directory::FILES, &kept))?;
+    for other in others {
+        let name = table(other.pid)?;
+        if name == own {
+            continue;
+        }
+        let mut descriptors: Vec<Fdinfo_entry> = directory.any(&name, directory::FDINFO)?;
+        for one in descriptors.iter_mut().filter(|one| one.fd() <= 2 && is_ours(one.id())) {
+            if let Some(standard) = standard.iter().find(|standard| standard.fd() == one.fd()) {
+                *one = standard.clone();
+            }
+        }
+        descriptors.retain(|one| !is_ours(one.id()));
+        write(&path.join(name), directory::encode(directory::FDINFO, &descriptors))?;
+    }
+    Ok(())
 }
 
 /// The entry for pages that are in the dump.

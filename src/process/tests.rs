@@ -76,7 +76,7 @@ fn a_process_is_read_as_it_was_dumped() {
     let signals: Vec<_> = process.signals.iter().map(|signal| signal.number).collect();
     assert_eq!((signals.len(), signals[8], signals[17]), (62, 10, 20));
     assert_eq!(process.descriptors[0].number, 3);
-    assert_eq!(process.descriptors[1].kind, DescriptorKind::Other("an eventfd"));
+    assert_eq!(process.descriptors[1].kind, DescriptorKind::Events("an eventfd"));
     assert_eq!(process.vma_at(0x10_3fff).map(|vma| vma.range.start), Some(0x10_0000));
     assert_eq!(process.vma_at(0x10_4000), None);
 }

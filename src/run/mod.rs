@@ -86,6 +86,14 @@ pub enum RunError {
         /// What the image has open.
         file: PathBuf,
     },
+    /// This process cannot have what the frozen one had.
+    #[error("only --engine criu can restore {}: {}", path.display(), reasons.join("; "))]
+    OnlyCriu {
+        /// The image.
+        path: PathBuf,
+        /// Why, each as a sentence.
+        reasons: Vec<String>,
+    },
     /// The interpreter cannot become the frozen one.
     #[error(transparent)]
     Native(#[from] NativeError),
@@ -115,6 +123,12 @@ impl Explain for RunError {
             Self::OtherName { .. } => "call it by the path of the image's interpreter".into(),
             Self::NoRoom { .. } => "raise the limit, or freeze less".into(),
             Self::Descriptor { number, .. } => format!("close it: `{number}<&-` in a shell"),
+            Self::OnlyCriu { .. } => {
+                "run it as root or with CAP_CHECKPOINT_RESTORE, which CRIU needs (--engine criu, or \
+                 auto), or make an image without these: `preloaded-criu snapshot` without --engine criu \
+                 says what is to be done"
+                    .into()
+            }
             Self::Native(error) => error.hint(),
             Self::Neither { hint, .. } => hint.clone(),
             Self::ThroughCriu(error) => error.hint(),
@@ -132,6 +146,11 @@ pub fn run(request: &Request) -> Result<Infallible, RunError> {
     let image = Image::open(&request.image)?;
     let view = view(&image)?;
     let arguments = arguments(&image, request)?;
+    let reasons = &image.check().only_criu;
+    if !reasons.is_empty() {
+        let (path, reasons) = (request.image.clone(), reasons.clone());
+        return Err(RunError::OnlyCriu { path, reasons });
+    }
     fits(&view)?;
     let least_descriptor =
         view.descriptors().filter_map(|one| i32::try_from(one.number + 1).ok()).max().unwrap_or(0);
@@ -172,7 +191,7 @@ pub fn run_through_criu(request: &Request) -> Result<i32, RunError> {
 /// What is wrong with the image or with the machine, or what keeps both engines from it.
 pub fn run_by_either(request: &Request) -> Result<i32, RunError> {
     let Err(native) = run(request);
-    if !matches!(native, RunError::Native(_)) {
+    if !matches!(native, RunError::Native(_) | RunError::OnlyCriu { .. }) {
         return Err(native);
     }
     run_through_criu(request).map_err(|criu| RunError::Neither {

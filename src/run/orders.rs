@@ -37,6 +37,8 @@ pub(super) struct Message<'a> {
     pub(super) ignored: u64,
     /// `OPTION_` bits of the plan crate.
     pub(super) options: u64,
+    /// What the numbers of processes and threads were, and what they are now.
+    pub(super) numbers: Vec<[u32; 2]>,
     /// The number that the other end will have.
     pub(super) number: u32,
     /// The descriptors to be handed on, ascending.
@@ -58,11 +60,14 @@ impl Orders {
         let mut strings = File::from(memfd_create(c"orders", MFdFlags::MFD_CLOEXEC)?);
         let arguments = write_strings(&mut strings, message.arguments)?;
         let environment = write_strings(&mut strings, message.environment)?;
+        let numbers = message.numbers.iter().flatten().flat_map(|number| number.to_le_bytes());
+        strings.write_all(&numbers.collect::<Vec<u8>>())?;
         let orders = restore_plan::Orders {
             arguments: message.arguments.len() as u64,
             argument_bytes: arguments,
             environment: message.environment.len() as u64,
             environment_bytes: environment,
+            numbers: message.numbers.len() as u64,
             descriptors: message.descriptors.len() as u64,
             ignored: message.ignored,
             options: message.options,
@@ -142,14 +147,15 @@ mod tests {
             layout: Layout::default(),
             ignored: 4,
             options: 1,
+            numbers: vec![[1, 2]],
             number: 202,
             descriptors: Vec::new(),
             directory: None,
         })
         .expect("orders");
-        let mut strings = [0; 7];
+        let mut strings = [0; 15];
         orders.strings.read_exact_at(&mut strings, 0).expect("they were written");
-        assert_eq!(&strings, b"a\0\0B=1\0");
+        assert_eq!(&strings, b"a\0\0B=1\0\x01\0\0\0\x02\0\0\0");
         orders.send().expect("somebody listens");
         let mut end = File::from(theirs);
         let mut packet = [0; 512];

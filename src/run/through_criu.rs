@@ -1,5 +1,6 @@
 //! A run by CRIU itself: the script is a child of ours, restored by `criu swrk`, and we stay with it.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io;
@@ -8,6 +9,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::Pid;
 use restore_plan::{PROTECT, SOURCE_FILE, SOURCE_IMAGE};
 use tempfile::TempDir;
@@ -15,7 +17,7 @@ use tempfile::TempDir;
 use super::orders::{Message, Orders, free_number};
 use crate::criu::restore::{Content, Copied, FilesError, Part, Restore};
 use crate::criu::{self, Criu, CriuError, Worker};
-use crate::image::{Archive, Image, ImageError};
+use crate::image::{Archive, Image, ImageError, PageRun};
 use crate::native::view::PlanView;
 use crate::process::PAGE;
 use crate::sys::Explain;
@@ -37,7 +39,7 @@ const ATTEMPTS: usize = 5;
 /// and for a thread (criu/pie/restorer.c, `__export_restore_task`; its own number format).
 const TAKEN: [&str; 4] =
     ["File exists", "do not match expected", "Unable to create a thread: -17", "Unable to clone"];
-/// Where private directories on a tmpfs can be.
+/// Where private directories in memory can be.
 const PLACES: [&str; 2] = ["/run", "/dev/shm"];
 
 /// Why an image was not restored by CRIU.
@@ -55,6 +57,12 @@ pub enum ThroughCriuError {
     /// The caller may not restore processes.
     #[error("a restore by CRIU needs root or CAP_CHECKPOINT_RESTORE")]
     NotAllowed,
+    /// A descriptor of the caller's has a number that the frozen process knows as its own.
+    #[error("descriptor {number} is open, and the image has something open under that number")]
+    Descriptor {
+        /// Its number.
+        number: u32,
+    },
     /// What CRIU is to read cannot be written.
     #[error(transparent)]
     Files(#[from] FilesError),
@@ -84,6 +92,7 @@ impl Explain for ThroughCriuError {
                                  --cap-add CHECKPOINT_RESTORE), or leave --engine criu out: the \
                                  native engine needs neither"
                 .into(),
+            Self::Descriptor { number } => format!("close it: `{number}<&-` in a shell"),
             Self::Files(_) => {
                 "see that /dev/shm has room; `preloaded-criu inspect --verify` checks the image"
                     .into()
@@ -154,13 +163,18 @@ fn restore(
     let keeper = Keeper::start(Isolation::Host, &[directory.path().to_owned()])?;
     // The keeper removes it, also where we are killed.
     let directory = directory.keep();
-    let mut numbers =
-        Some(Numbers::take(view.threads().count()).map_err(system("start a process"))?);
-    let taken: Vec<u32> = inherited
-        .iter()
-        .filter_map(|number| u32::try_from(*number).ok())
-        .chain(view.descriptors().filter_map(|one| u32::try_from(one.number).ok()))
-        .collect();
+    let old = criu::restore::numbers(archive)?;
+    let held = Numbers::take(old.len()).map_err(system("start a process"))?;
+    let new: Vec<u32> = held.iter().collect();
+    let mut held = Some(held);
+    let frozen = criu::restore::descriptors(archive)?;
+    let inherited_numbers = inherited.iter().filter_map(|number| u32::try_from(*number).ok());
+    let mut taken: Vec<u32> = inherited_numbers.collect();
+    let is_taken = |number: &&u32| **number != FROZEN_ORDERS && taken.contains(number);
+    if let Some(number) = frozen.iter().find(is_taken) {
+        return Err(ThroughCriuError::Descriptor { number: *number });
+    }
+    taken.extend(frozen.iter().filter(|number| **number != FROZEN_ORDERS));
     let number = free_number(FROZEN_ORDERS, &taken);
     let (orders, theirs) = Orders::prepare(Message {
         arguments: &strings(&launch.arguments)?,
@@ -168,6 +182,7 @@ fn restore(
         layout: view.header().layout,
         ignored: caller.ignored,
         options: launch.options,
+        numbers: old.into_iter().zip(&new).map(|(old, new)| [old, *new]).collect(),
         number,
         descriptors: inherited.to_vec(),
         directory: working_directory(),
@@ -180,6 +195,7 @@ fn restore(
             .map_err(system("find the image's place"))?,
         parts: parts(view),
         copies: copies(launch.image, view)?,
+        others: others(launch.image)?,
         advice: view
             .advices()
             .filter(|advice| advice.call != PROTECT)
@@ -190,7 +206,7 @@ fn restore(
             .filter(|signal| signal.yields != 0)
             .fold(0, |set, signal| set | 1 << (signal.number - 1)),
         caller,
-        numbers: numbers.iter().flat_map(Numbers::iter).collect(),
+        numbers: new,
         frozen_orders: FROZEN_ORDERS,
         orders: number,
     };
@@ -206,7 +222,7 @@ fn restore(
     let answer = match worker.send(&plan.request()) {
         Ok(()) => worker.receive_noting(ended.as_ref().map(AsFd::as_fd), |step| {
             if step == "pre-restore" {
-                numbers.take();
+                held.take();
             }
         }),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(None),
@@ -219,7 +235,7 @@ fn restore(
         .and_then(|answer| criu::restore::judge(answer, status, &directory));
     drop(keeper);
     if restored.is_err() {
-        numbers.take();
+        held.take();
         // What CRIU was at when it ended: half a process, a probe of the kernel.
         orphans.end();
     }
@@ -230,9 +246,12 @@ fn restore(
 fn place() -> io::Result<TempDir> {
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let places = own.into_iter().filter(|path| path.is_absolute());
+    let in_memory =
+        |place: &PathBuf| statfs(place).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC);
     let mut last = io::Error::from(Errno::ENOENT);
     let fallback = std::env::temp_dir();
-    for place in places.chain(PLACES.map(PathBuf::from)).chain([fallback]) {
+    let places = places.chain(PLACES.map(PathBuf::from)).filter(in_memory);
+    for place in places.chain([fallback]) {
         match tempfile::Builder::new().prefix("preloaded-criu-").tempdir_in(&place) {
             Ok(directory) => return Ok(directory),
             Err(error) => last = error,
@@ -259,6 +278,26 @@ fn parts(view: &PlanView<'_>) -> Vec<Part> {
     parts
 }
 
+/// The pages of the frozen process itself: its are the first in the image.
+fn own_pages(image: &Image) -> Result<Vec<PageRun>, ImageError> {
+    let mut pages = image.pages()?;
+    let own = pages.first().map(|run| run.pages_id);
+    pages.retain(|run| Some(run.pages_id) == own);
+    Ok(pages)
+}
+
+/// The pages of the processes that it has started.
+fn others(image: &Image) -> Result<BTreeMap<u32, Vec<Copied>>, ImageError> {
+    let pages = image.pages()?;
+    let own = pages.first().map(|run| run.pages_id);
+    let mut others: BTreeMap<u32, Vec<Copied>> = BTreeMap::new();
+    for run in pages.into_iter().filter(|run| Some(run.pages_id) != own) {
+        let range = run.address..run.address + run.length;
+        others.entry(run.pages_id).or_default().push(Copied { range, offset: run.offset });
+    }
+    Ok(others)
+}
+
 /// What is copied in a native restore too, but for the signal frames, which CRIU makes itself; and
 /// the vDSO, which CRIU compares with the kernel's.
 fn copies(image: &Image, view: &PlanView<'_>) -> Result<Vec<Copied>, ThroughCriuError> {
@@ -269,7 +308,7 @@ fn copies(image: &Image, view: &PlanView<'_>) -> Result<Vec<Copied>, ThroughCriu
         .map(|copy| Copied { range: copy.address..copy.address + copy.length, offset: copy.offset })
         .collect();
     let specials: Vec<_> = view.specials().collect();
-    for run in image.pages()? {
+    for run in own_pages(image)? {
         let is_special = |special: &restore_plan::Special| {
             (special.start..special.start + special.length).contains(&run.address)
         };

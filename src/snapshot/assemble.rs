@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf, absolute};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use nix::sys::utsname::uname;
@@ -23,7 +22,9 @@ use crate::process::smaps::Smaps;
 use crate::process::{Memory, OnDisk, PageSource, Process, ProcessError, VmaKind};
 
 use super::frozen::Frozen;
-use super::recipe::Recipe;
+use super::others;
+use super::progress::{Event, Progress};
+use super::recipe::{Engines, Recipe};
 use super::sources::Sources;
 use super::{Refusal, SnapshotError};
 use crate::sys::keeper::Isolation;
@@ -38,19 +39,36 @@ pub(super) fn assemble(
     recipe: &Recipe,
     frozen: &Frozen,
     mut writer: Writer,
+    progress: &mut dyn Progress,
 ) -> Result<u64, SnapshotError> {
-    let mut process = Process::load(&frozen.directory)?;
+    let (mut process, mut others) = Process::load_tree(&frozen.directory)?;
     let smaps = Smaps::parse(frozen.smaps.as_bytes()).map_err(ProcessError::Smaps)?;
     process.annotate(&smaps)?;
     process.adopt(&frozen.resident, frozen.resident_bytes);
     let own: Vec<u32> = u32::try_from(frozen.orders).into_iter().collect();
-    let refusals = process.refusals(&own);
+    others::prepare(&mut others, frozen)?;
+    let mut refusals = process.refusals(&own);
+    refusals.extend(others.iter().flat_map(|other| other.refusals_as_other(&frozen.pipes)));
+    let named = |refusal: &process::Refusal| Refusal {
+        what: refusal.to_string(),
+        owner: owner(refusal, &frozen.ready),
+    };
+    let only_criu = match frozen.engines {
+        Engines::Criu => {
+            let (restored, refused) =
+                refusals.into_iter().partition(process::Refusal::restorable_by_criu);
+            refusals = refused;
+            restored
+        }
+        Engines::Both => Vec::new(),
+    };
     if !refusals.is_empty() {
-        let named = |refusal: &process::Refusal| Refusal {
-            what: refusal.to_string(),
-            owner: owner(refusal, &frozen.ready),
-        };
         return Err(SnapshotError::Refused(refusals.iter().map(named).collect()));
+    }
+    let only_criu: Vec<String> =
+        only_criu.iter().map(|reason| super::error::list(&[named(reason)])).collect();
+    if !only_criu.is_empty() {
+        progress.event(Event::OnlyCriu { reasons: &only_criu });
     }
     let files = OnDisk::default();
     let memory = Memory::open(&process, &files)?;
@@ -60,9 +78,12 @@ pub(super) fn assemble(
     let built = build(&memory, &placements, &facts, &xsave, writer.position())?;
     write_memory(&built, &memory, frozen, &mut writer)?;
     let sources = Sources::of(&frozen.ready.modules);
-    let check = check(recipe, frozen, &process, &sources)?;
+    let all = std::iter::once(&process).chain(&others);
+    let check = Check { only_criu, ..check(recipe, frozen, &process, all, &sources)? };
     let manifest = Manifest {
         sources: contents(&sources.rest)?,
+        processes: others.iter().map(|other| lossy(&other.comm)).collect(),
+        only_criu: check.only_criu.clone(),
         ..manifest(recipe, frozen, &process, &placements, &check)
     };
     let mut pages = page_index(&process, &built);
@@ -70,6 +91,10 @@ pub(super) fn assemble(
     pages.sort_unstable_by_key(|run| run.address);
     let kept: Vec<_> = pages.iter().map(|run| run.address..run.address + run.length).collect();
     process.rewrite(&frozen.directory, &kept)?;
+    for other in &others {
+        pages.extend(others::keep(other, frozen, &mut writer)?);
+    }
+    process::rewrite::without_pipes(&frozen.directory, &process, &others, &frozen.pipes)?;
     let criu = Archive::from_directory(&frozen.directory)
         .map_err(|cause| unreadable(&frozen.directory, cause))?;
     let contents = Contents {
@@ -95,6 +120,7 @@ fn owner(refusal: &process::Refusal, ready: &Ready) -> Option<String> {
             mapped.map(|mapped| mapped.owner.clone())
         }
         process::Refusal::Timers(_) => ready.timers.first().cloned(),
+        process::Refusal::Processes(_) => ready.children.first().cloned(),
         _ => None,
     }
 }
@@ -142,7 +168,7 @@ fn page_index(process: &Process, built: &Built) -> Vec<PageRun> {
     for (address, length, offset) in &built.pages {
         for run in process.pages.within(*address..address + length) {
             index.push(PageRun {
-                pages_id: 1,
+                pages_id: process.pages_id,
                 address: run.range.start,
                 length: run.range.end - run.range.start,
                 offset: offset + (run.range.start - address),
@@ -162,28 +188,34 @@ fn keep_vdso(process: &Process, writer: &mut Writer) -> Result<Vec<PageRun>, Sna
             let PageSource::Dump(from) = run.source else { continue };
             let length = run.range.end - run.range.start;
             let offset = writer.append_file(&dump, from, length)?;
-            index.push(PageRun { pages_id: 1, address: run.range.start, length, offset });
+            index.push(PageRun {
+                pages_id: process.pages_id,
+                address: run.range.start,
+                length,
+                offset,
+            });
         }
     }
     Ok(index)
 }
 
 /// Everything that has to be as it is now.
-fn check(
+fn check<'a>(
     recipe: &Recipe,
     frozen: &Frozen,
     process: &Process,
+    all: impl Iterator<Item = &'a Process> + Clone,
     sources: &Sources,
 ) -> Result<Check, SnapshotError> {
-    let mut paths: Vec<PathBuf> = process
-        .vmas
-        .iter()
+    let mut paths: Vec<PathBuf> = all
+        .clone()
+        .flat_map(|process| &process.vmas)
         .filter_map(|vma| match &vma.kind {
             VmaKind::File { path, .. } => Some(path.clone()),
             _ => None,
         })
         .collect();
-    paths.push(process.exe.clone());
+    paths.extend(all.map(|process| process.exe.clone()));
     paths.extend(sources.quick.iter().cloned());
     paths.extend(recipe.exec.iter().filter_map(|path| absolute(path).ok()));
     paths.sort_unstable();
@@ -198,6 +230,7 @@ fn check(
         libc: libc_version(process),
         kernel: kernel_release(),
         settings: frozen.settings.clone(),
+        only_criu: Vec::new(),
         variables: variables(recipe, &frozen.ready),
         machine: Machine::here(),
         files,
@@ -264,11 +297,9 @@ fn manifest(
     check: &Check,
 ) -> Manifest {
     let ready = &frozen.ready;
-    let lossy = |text: &OsStr| text.to_string_lossy().into_owned();
     let seconds = |name: &str| {
         frozen.imported.iter().find(|(module, _)| module == name).map(|(_, seconds)| *seconds)
     };
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Manifest {
         made_by: env!("CARGO_PKG_VERSION").into(),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
@@ -279,13 +310,17 @@ fn manifest(
             interpreter: process.exe.display().to_string(),
             prefix: ready.python.prefix.clone(),
             base_prefix: ready.python.base_prefix.clone(),
-            flags: recipe.flags.iter().map(|flag| lossy(flag)).collect(),
+            flags: recipe.flags.iter().map(|flag| lossy(flag.as_bytes())).collect(),
         },
         recipe: image::Recipe {
             name: recipe.name.clone(),
             imports: recipe.imports.clone(),
-            exec: recipe.exec.iter().map(|path| lossy(path.as_os_str())).collect(),
-            environment: recipe.environment.iter().map(|(name, _)| lossy(name)).collect(),
+            exec: recipe.exec.iter().map(|path| lossy(path.as_os_str().as_bytes())).collect(),
+            environment: recipe
+                .environment
+                .iter()
+                .map(|(name, _)| lossy(name.as_bytes()))
+                .collect(),
             withheld: frozen.withheld.clone(),
             again: recipe.again.clone(),
         },
@@ -314,10 +349,16 @@ fn manifest(
             },
         },
         sources: BTreeMap::new(),
+        processes: Vec::new(),
+        only_criu: Vec::new(),
         criu: frozen.criu.version.to_string(),
-        threads: process.threads.iter().map(|thread| text(&thread.comm)).collect(),
+        threads: process.threads.iter().map(|thread| lossy(&thread.comm)).collect(),
         memory: figures(process, placements),
     }
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn figures(process: &Process, placements: &[Placement]) -> MemoryFigures {

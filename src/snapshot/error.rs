@@ -190,9 +190,13 @@ fn advice(refusals: &[Refusal]) -> &'static str {
          GPU from the imports (--env CUDA_VISIBLE_DEVICES=)"
     } else if some("socket") {
         "let the module connect when it is used, not when it is imported, or close the connection in \
-         an --exec file"
+         an --exec file; a pair within the process can be frozen for CRIU's own restore: --engine criu"
     } else if some("child process") {
-        "end the child processes in an --exec file, or let the script start them"
+        "end the child processes in an --exec file, or let the script start them; or freeze them too, for \
+         CRIU's own restore, which takes rights to run: --engine criu"
+    } else if ["timer", "pipe", "eventfd", "epoll", "signalfd"].iter().any(|part| some(part)) {
+        "close it in an --exec file, or let the script make it; or freeze it too, for CRIU's own restore, \
+         which takes rights to run: --engine criu"
     } else {
         "close it in an --exec file, or let the script open it"
     }
@@ -202,7 +206,7 @@ fn during(step: Option<&str>) -> String {
     step.map_or_else(String::new, |step| format!(" during {step}"))
 }
 
-fn list(refusals: &[Refusal]) -> String {
+pub(super) fn list(refusals: &[Refusal]) -> String {
     let mut text = String::new();
     for refusal in refusals {
         if !text.is_empty() {

@@ -12,7 +12,7 @@ use super::error::SnapshotError;
 use super::memory;
 use super::progress::{Event, Progress};
 use super::python::Interpreter;
-use super::recipe::{Options, Recipe};
+use super::recipe::{Engines, Options, Recipe};
 use super::refusal;
 use super::scratch::Scratch;
 use super::secrets::is_secret;
@@ -43,6 +43,10 @@ pub struct Frozen {
     pub imported: Vec<(String, f64)>,
     /// `/proc/PID/smaps` when it was about to be frozen.
     pub smaps: String,
+    /// The same of the processes that it has started, by their numbers in CRIU's files.
+    pub others: Vec<(u32, String)>,
+    /// Numbers of the pipes by which it spoke to us: processes that it has started may have them.
+    pub pipes: Vec<u32>,
     /// `/proc/PID/auxv`, likewise.
     pub auxv: Vec<u8>,
     /// Its vDSO, whole pages; empty where it had none.
@@ -65,6 +69,8 @@ pub struct Frozen {
     pub criu: Criu,
     /// Where.
     pub isolation: Isolation,
+    /// Which engines are to restore it.
+    pub engines: Engines,
     // In the order in which they have to go: the keeper sweeps, then what it left is removed, then
     // a signal that was held back may end us.
     _keeper: Keeper,
@@ -119,6 +125,7 @@ pub fn take(
         exec: warm_up.iter().chain(&recipe.exec).map(|path| text(path.as_os_str())).collect(),
         argv0: text(interpreter.path.as_os_str()),
         preload: preload.map(text),
+        lenient: options.engines == Engines::Criu,
     };
     let spawn = Spawn {
         program: interpreter.path.clone(),
@@ -133,21 +140,22 @@ pub fn take(
     let mut target = Target::start(&mut keeper, &interrupts, progress, spawn, &job)?;
     let ready = target.follow().map_err(|error| error.without(&withheld))?;
     let seen = Seen::look(target.directory())?;
-    let refusals = refusal::find(target.directory(), &seen.smaps, target.owners())
+    let refusals = refusal::find(target.directory(), &seen.smaps, target.owners(), options.engines)
         .map_err(|source| SnapshotError::System { what: "look at python's descriptors", source })?;
     if !refusals.is_empty() {
         return Err(SnapshotError::Refused(refusals));
     }
-    let bytes = memory::to_be_dumped(&seen.smaps);
+    let smaps = seen.others.iter().map(|(_, smaps)| smaps).chain([&seen.smaps]);
+    let bytes = smaps.map(|smaps| memory::to_be_dumped(smaps)).sum();
     let directory = scratch.dump(bytes)?;
     target.tell(Event::Dumping { bytes });
     let began = Instant::now();
     dump(&mut target, &criu, isolation, &directory)?;
     let seconds = began.elapsed().as_secs_f64();
     target.tell(Event::Dumped { bytes: size(&directory), seconds });
-    let (pid, imported) = (target.pid(), target.imported());
+    let (pid, imported, pipes) = (target.pid(), target.imported(), target.pipes());
     drop(target);
-    let Seen { smaps, auxv, vdso } = seen;
+    let Seen { smaps, others, auxv, vdso } = seen;
     Ok(Frozen {
         directory,
         pid,
@@ -155,6 +163,8 @@ pub fn take(
         ready,
         imported,
         smaps,
+        others,
+        pipes,
         auxv,
         vdso,
         resident,
@@ -166,6 +176,7 @@ pub fn take(
         settings,
         criu,
         isolation,
+        engines: options.engines,
         _keeper: keeper,
         _scratch: scratch,
         interrupts,
@@ -175,6 +186,7 @@ pub fn take(
 /// What of a process is not in CRIU's files.
 struct Seen {
     smaps: String,
+    others: Vec<(u32, String)>,
     auxv: Vec<u8>,
     vdso: Vec<u8>,
 }
@@ -189,7 +201,12 @@ impl Seen {
                 }
                 None => Vec::new(),
             };
-            Ok(Self { auxv: process.read("auxv")?, smaps, vdso })
+            let mut others = Vec::new();
+            for (pid, other) in process.descendants()? {
+                // It may have ended since.
+                others.extend(other.text("smaps").ok().map(|smaps| (pid, smaps)));
+            }
+            Ok(Self { auxv: process.read("auxv")?, others, smaps, vdso })
         };
         read().map_err(|source| SnapshotError::System { what: "read python's memory map", source })
     }

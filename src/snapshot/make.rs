@@ -31,7 +31,7 @@ pub fn make(
     let frozen = take(recipe, &options, progress)?;
     let began = Instant::now();
     progress.event(Event::Writing { path: output });
-    let bytes = assemble(recipe, &frozen, writer)?;
+    let bytes = assemble(recipe, &frozen, writer, progress)?;
     let seconds = began.elapsed().as_secs_f64();
     progress.event(Event::Written { path: output, bytes, seconds });
     Ok(())

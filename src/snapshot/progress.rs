@@ -36,6 +36,11 @@ pub enum Event<'a> {
         /// How long it took.
         seconds: f64,
     },
+    /// What was frozen can be restored by CRIU only.
+    OnlyCriu {
+        /// Why, each as a sentence without a full stop.
+        reasons: &'a [String],
+    },
     /// The image is being written.
     Writing {
         /// Where.

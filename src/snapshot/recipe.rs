@@ -36,9 +36,21 @@ pub struct Options {
     pub criu: Option<PathBuf>,
     /// Where python and CRIU run.
     pub isolation: Choice,
+    /// What may be frozen.
+    pub engines: Engines,
     /// The folder in which the image will be written, if it is known: a place for temporary files
     /// when the usual ones are of no use.
     pub output: Option<PathBuf>,
+}
+
+/// Which engines shall be able to restore the image.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Engines {
+    /// Both: what the native one cannot restore is refused.
+    #[default]
+    Both,
+    /// CRIU at least: what only it can restore is frozen too.
+    Criu,
 }
 
 /// Where python and CRIU run.

@@ -9,6 +9,7 @@ use std::io;
 use std::path::Path;
 
 use super::error::Refusal;
+use super::recipe::Engines;
 use crate::agent;
 use crate::sys::procfs::{Opened, ProcessDirectory};
 
@@ -57,28 +58,67 @@ pub(super) fn find(
     process: &ProcessDirectory,
     smaps: &str,
     owners: &Owners,
+    engines: Engines,
 ) -> io::Result<Vec<Refusal>> {
     let mut refusals = Vec::new();
-    for (descriptor, target) in process.descriptors()? {
-        let opened = process.opened(descriptor)?;
-        if let Some(what) = judge(descriptor, &target, opened) {
-            refusals.push(Refusal { what, owner: owners.of(descriptor, &target) });
-        }
+    let both = engines == Engines::Both;
+    for (descriptor, target, what) in of_process(process, both)? {
+        refusals.push(Refusal { what, owner: owners.of(descriptor, &target) });
     }
     if let Some(what) = mapped_gpu(smaps)
         && !refusals.iter().any(|refusal| refusal.what.contains(what))
     {
         refusals.push(Refusal { what: what.to_owned(), owner: None });
     }
-    for child in process.children()? {
-        refusals.push(Refusal { what: format!("a child process ({child})"), owner: None });
+    if both {
+        for child in process.children()? {
+            refusals.push(Refusal { what: format!("a child process ({child})"), owner: None });
+        }
+    } else {
+        for (child, other) in process.descendants()? {
+            // It may have ended since.
+            for (_, _, what) in of_process(&other, both).unwrap_or_default() {
+                let what = format!("{what} of its child process {child}");
+                refusals.push(Refusal { what, owner: None });
+            }
+        }
     }
     Ok(refusals)
 }
 
+/// What is wrong with the descriptors of a process: number, target, and what it is in words.
+fn of_process(
+    process: &ProcessDirectory,
+    sockets: bool,
+) -> io::Result<Vec<(i32, OsString, String)>> {
+    let mut found = Vec::new();
+    // Whether a nameless socket's other end is in the process too, the dump tells.
+    let nameless = if sockets { Vec::new() } else { nameless(&process.text("net/unix")?) };
+    for (descriptor, target) in process.descriptors()? {
+        let opened = process.opened(descriptor)?;
+        if nameless.iter().any(|socket| target == socket.as_str()) {
+            continue;
+        }
+        if let Some(what) = judge(descriptor, &target, opened) {
+            found.push((descriptor, target, what));
+        }
+    }
+    Ok(found)
+}
+
+/// The unix sockets that have no name and are connected, as targets of descriptors
+/// (proc_net(5), `/proc/net/unix`; `SS_CONNECTED` of the kernel's `net.h`).
+fn nameless(unix: &str) -> Vec<String> {
+    let lines = unix.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    lines
+        .filter(|line| line.len() == 7 && line[5] == "03")
+        .map(|line| format!("socket:[{}]", line[6]))
+        .collect()
+}
+
 fn judge(descriptor: i32, target: &OsStr, opened: Opened) -> Option<String> {
     let path = Path::new(target);
-    if target.as_encoded_bytes().starts_with(b"socket:") {
+    if begins(target, "socket:") {
         return Some(format!("an open socket (descriptor {descriptor})"));
     }
     if let Some((_, what)) = GPUS.iter().find(|(name, _)| begins(target, name)) {
@@ -119,7 +159,7 @@ fn mapped_gpu(smaps: &str) -> Option<&'static str> {
 mod tests {
     use std::ffi::OsStr;
 
-    use super::{judge, mapped_gpu};
+    use super::{judge, mapped_gpu, nameless};
     use crate::sys::procfs::Opened;
 
     fn see(target: &str, flags: i32, locked: bool) -> Option<String> {
@@ -150,6 +190,16 @@ mod tests {
         assert_eq!(see("/memfd:x (deleted)", read, false), None);
         assert_eq!(see("/dev/null", write, false), None);
         assert_eq!(see("pipe:[3]", write, false), None);
+    }
+
+    #[test]
+    fn nameless_sockets_are_told_from_those_that_others_reach() {
+        let unix = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+                    0000000000000000: 00000002 00000000 00010000 0001 01 17 /run/x\n\
+                    0000000000000000: 00000003 00000000 00000000 0001 03 18\n\
+                    0000000000000000: 00000003 00000000 00000000 0001 03 19 /run/x\n\
+                    0000000000000000: 00000002 00000000 00000000 0002 01 20\n";
+        assert_eq!(nameless(unix), ["socket:[18]"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::fstat;
 
 use super::error::{Refusal, SnapshotError};
 use super::progress::{self, Progress};
@@ -46,6 +47,7 @@ pub(super) struct Target<'a> {
     unread: Vec<u8>,
     output: Option<PipeReader>,
     printed: VecDeque<u8>,
+    pipes: Vec<u32>,
     story: Story,
 }
 
@@ -92,6 +94,9 @@ impl<'a> Target<'a> {
             report_end.as_fd(),
             orders_end.as_fd(),
         ];
+        let pipes = [report.as_fd(), orders.as_fd(), output.as_fd()];
+        let pipes = pipes.into_iter().filter_map(|pipe| Some(fstat(pipe).ok()?.st_ino as u32));
+        let pipes = pipes.collect();
         let Started { pid, directory } = keeper.spawn(&spawn, &descriptors)?;
         Ok(Self {
             keeper,
@@ -104,6 +109,7 @@ impl<'a> Target<'a> {
             unread: Vec::new(),
             output: Some(output),
             printed: VecDeque::new(),
+            pipes,
             story: Story::default(),
         })
     }
@@ -347,6 +353,11 @@ impl<'a> Target<'a> {
     /// The keeper that has started it.
     pub(super) fn keeper(&mut self) -> &mut Keeper {
         self.keeper
+    }
+
+    /// The numbers of the pipes between it and us (`pipe:[NUMBER]`).
+    pub(super) fn pipes(&self) -> Vec<u32> {
+        self.pipes.clone()
     }
 
     /// Tells how far we are.

@@ -111,7 +111,7 @@ impl ProcessDirectory {
     }
 
     /// The processes that it has started and that are there still, by their numbers in the process
-    /// namespace of the reader.
+    /// namespace that this `/proc` shows.
     ///
     /// # Errors
     ///
@@ -124,6 +124,32 @@ impl ProcessDirectory {
             children.extend(text.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
         }
         Ok(children)
+    }
+
+    /// The processes that it has started, and those that these have started, each with its number in
+    /// its own process namespace. One that ends meanwhile may be left out.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::children`].
+    pub fn descendants(&self) -> io::Result<Vec<(u32, Self)>> {
+        let mut found = Vec::new();
+        for pid in self.children()? {
+            // The number is one of the namespace that this /proc shows, which need not be ours.
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let child = openat(&self.0, format!("../{pid}").as_str(), flags, Mode::empty());
+            let Ok(child) = child.map(Self) else { continue };
+            let further = child.descendants();
+            let own = child.text("status").ok();
+            // proc_pid_status(5): from the reader's namespace to the process's own.
+            let own = own.as_deref().and_then(|status| {
+                let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+                numbers?.split_whitespace().last()?.parse().ok()
+            });
+            found.extend(own.map(|number| (number, child)));
+            found.extend(further.into_iter().flatten());
+        }
+        Ok(found)
     }
 
     /// Ends the process at once.

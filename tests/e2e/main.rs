@@ -9,6 +9,7 @@ mod children;
 mod ci_examples;
 mod cli;
 mod containers;
+mod criu_images;
 mod endurance;
 mod engine_faults;
 mod engines;

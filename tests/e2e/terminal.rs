@@ -6,7 +6,9 @@ use std::process::ExitStatus;
 
 use crate::support::run::{Command, Python};
 use crate::support::terminal::Session;
-use crate::support::{Context, Recipe, Terminal, everywhere, for_everyone, native_only};
+use crate::support::{
+    Context, Engine, Recipe, Terminal, as_root, everywhere, for_everyone, native_only,
+};
 
 /// What can be seen of a program in a terminal.
 #[derive(Debug, PartialEq)]
@@ -308,5 +310,29 @@ fn jobs_in_the_background() {
             terminal.wait_for("read words");
             terminal.wait_for("$ ");
         });
+    });
+}
+
+#[test]
+fn through_sudo() {
+    as_root(|it| {
+        it.file(
+            "script.py",
+            "import os, sys\n\
+             print(sys.argv, os.getuid(), os.environ['SUDO_UID'], os.isatty(0), os.get_terminal_size())\n\
+             print(os.getsid(0) != os.getpid(), os.tcgetpgrp(0) == os.getpgrp())\n\
+             print('read', input('type: '))\n\
+             try: input('wait: ')\n\
+             except KeyboardInterrupt: sys.exit(7)\n",
+        );
+        let run = it.python(["script.py", "--flag", "x"]).by(Engine::Criu);
+        let visit = same(it, &run.through(["sudo", "--"]), |terminal, _| {
+            terminal.wait_for("type: ");
+            terminal.press("a line\r");
+            terminal.wait_for("read a line");
+            terminal.wait_for("wait: ");
+            terminal.press("\x03");
+        });
+        assert_eq!(visit.status.code(), Some(7), "{visit:#?}");
     });
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 use protobuf::Message;
 
 use super::{Content, Copied, FilesError, ORDERS_NAME, Restore, memory};
+use crate::image::Archive;
 use crate::process::directory::{self, Kind, decode, encode};
 use crate::process::messages::files::{
     Fd_types, Fdinfo_entry, File_entry, Fown_entry, Reg_file_entry,
@@ -35,34 +36,80 @@ struct Writer<'a> {
     directory: &'a Path,
     /// Names of the image's files that were written changed, or are not wanted.
     done: Vec<String>,
+    /// The new number for each one of the image.
+    new: BTreeMap<u32, u32>,
 }
 
 pub(super) fn write(restore: &Restore<'_>, directory: &Path) -> Result<(), FilesError> {
-    let mut writer = Writer { restore, directory, done: Vec::new() };
-    let old = writer.tree()?;
-    let new = |tid: u32| {
-        let place = old.iter().position(|known| *known == tid);
-        place.map_or(tid, |place| restore.numbers[place])
-    };
-    let pid = old.first().copied().unwrap_or_default();
-    let mut words = BTreeMap::new();
-    let mut files_id = None;
-    for tid in &old {
-        let (address, ids) = writer.core(*tid, new(*tid), pid)?;
-        words.insert(address, new(*tid));
-        files_id = files_id.or(ids);
+    let mut writer = Writer { restore, directory, done: Vec::new(), new: BTreeMap::new() };
+    let tree = writer.tree()?;
+    let mut image_file = None;
+    for (place, process) in tree.iter().enumerate() {
+        let frozen = place == 0;
+        let pid = process.pid();
+        let mut words = BTreeMap::new();
+        let mut files_id = None;
+        for tid in threads(process) {
+            let (address, ids) = writer.core(tid, pid, frozen)?;
+            words.insert(address, writer.renumbered(tid));
+            files_id = files_id.or(ids);
+        }
+        let ids = format!("ids-{pid}.img");
+        if restore.archive.get(&ids).is_some() {
+            let all: Vec<Task_kobj_ids_entry> = writer.read(&ids, directory::IDS)?;
+            files_id = all.first().map(Task_kobj_ids_entry::files_id).or(files_id);
+            writer.copy(&ids, &format!("ids-{}.img", writer.renumbered(pid)))?;
+        }
+        if frozen {
+            let files_id = files_id.ok_or(FilesError::Missing(ids))?;
+            image_file = Some(writer.files(files_id)?);
+        } else if restore.archive.get(&format!("mm-{pid}.img")).is_none() {
+            // It has ended, and waits for its parent to ask how.
+            continue;
+        }
+        writer.file_system(pid, frozen)?;
+        match image_file.filter(|_| frozen) {
+            Some(image_file) => writer.memory(pid, image_file, &words)?,
+            None => writer.memory_of_other(pid, &words)?,
+        }
     }
-    let ids = format!("ids-{pid}.img");
-    if restore.archive.get(&ids).is_some() {
-        let all: Vec<Task_kobj_ids_entry> = writer.read(&ids, directory::IDS)?;
-        files_id = all.first().map(Task_kobj_ids_entry::files_id).or(files_id);
-        writer.copy(&ids, &format!("ids-{}.img", new(pid)))?;
-    }
-    let files_id = files_id.ok_or(FilesError::Missing(ids))?;
-    let image_file = writer.files(files_id)?;
-    writer.file_system(pid, new(pid))?;
-    writer.memory(pid, new(pid), image_file, &words)?;
     writer.rest()
+}
+
+/// The numbers of the descriptors that the frozen process has, but for the standard ones.
+pub(super) fn descriptors(archive: &Archive) -> Result<Vec<u32>, FilesError> {
+    let read = |name: &str| archive.get(name).ok_or_else(|| FilesError::Missing(name.to_owned()));
+    let tree: Vec<Pstree_entry> = messages("pstree.img", read("pstree.img")?, directory::PSTREE)?;
+    let pid = tree.first().map_or(0, Pstree_entry::pid);
+    let name = format!("core-{pid}.img");
+    let cores: Vec<Core_entry> = messages(&name, read(&name)?, directory::CORE)?;
+    let mut ids = cores.into_iter().next().and_then(|core| core.ids.into_option());
+    if ids.is_none() {
+        let name = format!("ids-{pid}.img");
+        ids = messages(&name, read(&name)?, directory::IDS)?.into_iter().next();
+    }
+    let name = format!("fdinfo-{}.img", ids.unwrap_or_default().files_id());
+    let all: Vec<Fdinfo_entry> = messages(&name, read(&name)?, directory::FDINFO)?;
+    Ok(all.iter().map(Fdinfo_entry::fd).filter(|number| *number > 2).collect())
+}
+
+fn messages<M: Message>(name: &str, bytes: &[u8], kind: Kind) -> Result<Vec<M>, FilesError> {
+    decode(bytes, kind).map_err(|source| damaged(name, source))
+}
+
+/// The numbers of a process's threads, its own first.
+fn threads(process: &Pstree_entry) -> Vec<u32> {
+    let pid = process.pid();
+    let others = process.threads.iter().copied().filter(|tid| *tid != pid);
+    std::iter::once(pid).chain(others).collect()
+}
+
+/// The numbers of the processes and threads in an image.
+pub(super) fn numbers(archive: &Archive) -> Result<Vec<u32>, FilesError> {
+    let name = "pstree.img";
+    let bytes = archive.get(name).ok_or_else(|| FilesError::Missing(name.to_owned()))?;
+    let tree: Vec<Pstree_entry> = messages(name, bytes, directory::PSTREE)?;
+    Ok(tree.iter().flat_map(threads).collect())
 }
 
 impl Writer<'_> {
@@ -98,27 +145,47 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// The numbers of the threads in the image, the process's own first.
-    fn tree(&mut self) -> Result<Vec<u32>, FilesError> {
+    /// The number that stands for one of the image.
+    fn renumbered(&self, number: u32) -> u32 {
+        self.new.get(&number).copied().unwrap_or(number)
+    }
+
+    /// The processes as they are in the image. In the files of the run they have their new numbers;
+    /// session and group are the caller's, where they are not a process's of the image.
+    fn tree(&mut self) -> Result<Vec<Pstree_entry>, FilesError> {
         let name = "pstree.img";
-        let mut root: Pstree_entry = self.one(name, directory::PSTREE)?;
-        let pid = root.pid();
-        let others = root.threads.iter().copied().filter(|tid| *tid != pid);
-        let old: Vec<u32> = std::iter::once(pid).chain(others).collect();
+        let tree: Vec<Pstree_entry> = self.read(name, directory::PSTREE)?;
+        let root = tree.first().ok_or_else(|| damaged(name, Damage::Empty))?;
+        let old: Vec<u32> = tree.iter().flat_map(threads).collect();
         let numbers = &self.restore.numbers;
-        let Some(first) = numbers.first().filter(|_| numbers.len() == old.len()) else {
+        if numbers.len() != old.len() {
             return Err(FilesError::Threads(old.len()));
+        }
+        self.new = old.into_iter().zip(numbers.iter().copied()).collect();
+        let caller = self.restore.caller;
+        self.new.insert(0, 0);
+        let group = |number: u32| {
+            if number == root.pgid() { caller.group } else { self.renumbered(number) }
         };
-        root.set_pid(*first);
-        root.threads.clone_from(numbers);
-        root.set_pgid(self.restore.caller.group);
-        root.set_sid(self.restore.caller.session);
-        self.write(name, directory::PSTREE, &[root])?;
-        Ok(old)
+        let session = |number: u32| {
+            if number == root.sid() { caller.session } else { self.renumbered(number) }
+        };
+        let renumbered = tree.iter().map(|process| {
+            let mut entry = process.clone();
+            entry.set_pid(self.renumbered(process.pid()));
+            entry.set_ppid(self.renumbered(process.ppid()));
+            entry.set_pgid(group(process.pgid()));
+            entry.set_sid(session(process.sid()));
+            entry.threads = threads(process).into_iter().map(|tid| self.renumbered(tid)).collect();
+            entry
+        });
+        let renumbered: Vec<Pstree_entry> = renumbered.collect();
+        self.write(name, directory::PSTREE, &renumbered)?;
+        Ok(tree)
     }
 
     /// A thread; returns where the C library keeps its number, and the number of its descriptor table.
-    fn core(&mut self, tid: u32, new: u32, pid: u32) -> Result<(u64, Option<u32>), FilesError> {
+    fn core(&mut self, tid: u32, pid: u32, frozen: bool) -> Result<(u64, Option<u32>), FilesError> {
         let name = format!("core-{tid}.img");
         let mut core: Core_entry = self.one(&name, directory::CORE)?;
         let caller = self.restore.caller;
@@ -128,7 +195,7 @@ impl Writer<'_> {
             thread.set_sched_nice(caller.nice);
             thread.set_sched_policy(caller.scheduling.0);
             thread.set_sched_prio(caller.scheduling.1);
-            if tid == pid {
+            if tid == pid && frozen {
                 thread.set_pdeath_sig(DIES_WITH_LAUNCHER);
             }
         }
@@ -138,11 +205,20 @@ impl Writer<'_> {
             task.clear_oom_score_adj();
             task.rlimits.mut_or_insert_default().rlimits =
                 caller.limits.iter().map(|limit| rlimit(*limit)).collect();
-            let timers = task.timers.mut_or_insert_default();
-            let [real, virtual_time, profiling] = caller.timers.map(timer);
-            timers.real = Some(real).into();
-            timers.virt = Some(virtual_time).into();
-            timers.prof = Some(profiling).into();
+            if frozen {
+                let timers = task.timers.mut_or_insert_default();
+                let [real, virtual_time, profiling] = caller.timers.map(timer);
+                for (own, callers) in [
+                    (&mut timers.real, real),
+                    (&mut timers.virt, virtual_time),
+                    (&mut timers.prof, profiling),
+                ] {
+                    // One that the imports have set has taken the place of the caller's.
+                    if own.vsec() == 0 && own.vusec() == 0 {
+                        *own = Some(callers).into();
+                    }
+                }
+            }
             let numbers = (1..=64_u32).filter(|number| ![9, 19].contains(number));
             for (number, action) in numbers.zip(&mut task.sigactions) {
                 let bit = 1_u64 << (number - 1);
@@ -157,13 +233,16 @@ impl Writer<'_> {
             }
         }
         let ids = core.ids.as_ref().map(Task_kobj_ids_entry::files_id);
-        let info = core.thread_info.as_mut().ok_or_else(|| damaged(&name, Damage::Empty))?;
         let orders = u64::from(self.restore.orders);
-        if let Some(registers) = info.gpregs.as_mut().filter(|_| tid == pid) {
-            registers.set_di(orders);
+        let info = core.thread_info.as_mut();
+        let address = info.as_ref().map_or(0, |info| info.clear_tid_addr());
+        if frozen && tid == pid {
+            let info = info.ok_or_else(|| damaged(&name, Damage::Empty))?;
+            if let Some(registers) = info.gpregs.as_mut() {
+                registers.set_di(orders);
+            }
         }
-        let address = info.clear_tid_addr();
-        self.write(&format!("core-{new}.img"), directory::CORE, &[core])?;
+        self.write(&format!("core-{}.img", self.renumbered(tid)), directory::CORE, &[core])?;
         Ok((address, ids))
     }
 
@@ -193,23 +272,59 @@ impl Writer<'_> {
         Ok(next + 1)
     }
 
-    /// Working directory and file mode mask. The directory is given by descriptor, later: it may have
-    /// no name.
-    fn file_system(&mut self, pid: u32, new: u32) -> Result<(), FilesError> {
+    /// Working directory and file mode mask. The frozen process's directory is given by descriptor,
+    /// later: it may have no name. The others keep theirs.
+    fn file_system(&mut self, pid: u32, frozen: bool) -> Result<(), FilesError> {
         let mut entry: Fs_entry = self.one(&format!("fs-{pid}.img"), directory::FS)?;
-        entry.set_cwd_id(entry.root_id());
+        if frozen {
+            entry.set_cwd_id(entry.root_id());
+        }
         entry.set_umask(self.restore.caller.umask);
-        self.write(&format!("fs-{new}.img"), directory::FS, &[entry])
+        self.write(&format!("fs-{}.img", self.renumbered(pid)), directory::FS, &[entry])
+    }
+
+    /// The memory of a process that the imports have started: as it was, and copied.
+    fn memory_of_other(&mut self, pid: u32, words: &BTreeMap<u64, u32>) -> Result<(), FilesError> {
+        let new = self.renumbered(pid);
+        self.copy(&format!("mm-{pid}.img"), &format!("mm-{new}.img"))?;
+        let pages_id = self.pages_id(pid)?;
+        self.copy(&format!("pagemap-{pid}.img"), &format!("pagemap-{new}.img"))?;
+        let copies = self.restore.others.get(&pages_id).map_or(&[][..], Vec::as_slice);
+        self.pages(pages_id, copies, words)
+    }
+
+    /// The N of the `pages-N.img` of a process.
+    fn pages_id(&mut self, pid: u32) -> Result<u32, FilesError> {
+        let name = format!("pagemap-{pid}.img");
+        let bytes = self.restore.archive.get(&name);
+        let bytes = bytes.ok_or_else(|| FilesError::Missing(name.clone()))?;
+        let first = directory::first(bytes, directory::PAGEMAP).map_err(|why| damaged(&name, why));
+        first.map(|head: Pagemap_head| head.pages_id())
+    }
+
+    fn pages(
+        &self,
+        pages_id: u32,
+        copies: &[Copied],
+        words: &BTreeMap<u64, u32>,
+    ) -> Result<(), FilesError> {
+        let name = format!("pages-{pages_id}.img");
+        let fail = |source| FilesError::Write { name: name.clone(), source };
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create_new(true).mode(0o600);
+        let mut target = options.open(self.directory.join(&name)).map_err(fail)?;
+        memory::write_pages(self.restore.image, copies, words, &mut target).map_err(fail)
     }
 
     fn memory(
         &mut self,
         pid: u32,
-        new: u32,
         image_file: u32,
         words: &BTreeMap<u64, u32>,
     ) -> Result<(), FilesError> {
         let restore = self.restore;
+        let new = self.renumbered(pid);
+        let pages_id = self.pages_id(pid)?;
         let pages: BTreeSet<u64> = words.keys().map(|address| address / PAGE * PAGE).collect();
         let mut mm: Mm_entry = self.one(&format!("mm-{pid}.img"), directory::MM)?;
         mm.vmas = memory::split(&mm.vmas, &restore.parts, &pages, &restore.advice, image_file);
@@ -229,7 +344,7 @@ impl Writer<'_> {
         self.done.push(format!("pagemap-{pid}.img"));
         let name = format!("pagemap-{new}.img");
         let mut head = Pagemap_head::new();
-        head.set_pages_id(1);
+        head.set_pages_id(pages_id);
         let fail = |source| damaged(&name, source);
         let mut bytes = encode(directory::PAGEMAP, &[head]).map_err(fail)?;
         for copy in &copies {
@@ -237,12 +352,7 @@ impl Writer<'_> {
         }
         self.put(&name, &bytes)?;
 
-        let name = "pages-1.img";
-        let fail = |source| FilesError::Write { name: name.to_owned(), source };
-        let mut options = OpenOptions::new();
-        let options = options.write(true).create_new(true).mode(0o600);
-        let mut target = options.open(self.directory.join(name)).map_err(fail)?;
-        memory::write_pages(restore.image, &copies, words, &mut target).map_err(fail)
+        self.pages(pages_id, &copies, words)
     }
 
     /// Everything that is as it was.

@@ -3,6 +3,7 @@
 mod files;
 mod memory;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -65,13 +66,16 @@ pub struct Restore<'a> {
     pub parts: Vec<Part>,
     /// What of it is copied, in address order.
     pub copies: Vec<Copied>,
+    /// Bytes of the memory of the other processes in the image, by the N of their `pages-N.img`, in
+    /// the order of that file.
+    pub others: BTreeMap<u32, Vec<Copied>>,
     /// Advice for ranges, by its number (madvise(2)).
     pub advice: Vec<(Range<u64>, u32)>,
     /// Signals whose handler yields to a caller who ignores them, bit N-1 for signal N.
     pub yielding: u64,
     /// Whose process it becomes.
     pub caller: &'a Caller,
-    /// New numbers: as many as there are threads, the process's own first.
+    /// New numbers, one for each of [`numbers`].
     pub numbers: Vec<u32>,
     /// The descriptor that the frozen process waits at.
     pub frozen_orders: u32,
@@ -106,6 +110,24 @@ pub enum FilesError {
     /// It has more threads than numbers were taken.
     #[error("the image has {0} threads, not as many as its plan says")]
     Threads(usize),
+}
+
+/// The numbers of the processes and threads in an image, the frozen process's own first.
+///
+/// # Errors
+///
+/// What is wrong with the image's files.
+pub fn numbers(archive: &Archive) -> Result<Vec<u32>, FilesError> {
+    files::numbers(archive)
+}
+
+/// The numbers of the descriptors that the frozen process has, but for the standard ones.
+///
+/// # Errors
+///
+/// What is wrong with the image's files.
+pub fn descriptors(archive: &Archive) -> Result<Vec<u32>, FilesError> {
+    files::descriptors(archive)
 }
 
 impl Restore<'_> {
