@@ -1171,6 +1171,29 @@ class Randomness:
         ssl: Any = sys.modules.get("_ssl")
         if ssl:
             self.fresh.append(lambda: self.mix(ssl))
+        uuid: Any = sys.modules.get("uuid")
+        if uuid and uuid._generate_time_safe:
+            self.fresh.append(lambda: self.tell_apart(uuid, uuid._generate_time_safe))
+
+    @staticmethod
+    def tell_apart(uuid: Any, generate: Any) -> None:
+        """
+        libuuid chooses a clock sequence once, and a node where there is no network, and two processes
+        with the same ones may draw the same (RFC 9562, section 5.1: bytes 8 to 15).
+        """
+        fresh = os.urandom(8)
+
+        def generate_time_safe() -> tuple[bytes, int | None]:
+            drawn, unsafe = generate()
+            if unsafe == 0:
+                return drawn, unsafe
+            # The variant stays, and the bit by which a chosen node is told from a card's number.
+            chosen = drawn[10] & 1
+            mask = bytes([fresh[0] & 0x3F, fresh[1]])
+            mask += bytes([fresh[2] & 0xFE]) + fresh[3:] if chosen else bytes(6)
+            return drawn[:8] + bytes(one ^ other for one, other in zip(drawn[8:], mask)), unsafe
+
+        uuid._generate_time_safe = generate_time_safe
 
         if TensorflowGenerator.LIBRARY in _read("/proc/self/maps"):
             state = TensorflowGenerator.find()

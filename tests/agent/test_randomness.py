@@ -19,6 +19,12 @@ class Randomness(unittest.TestCase):
         self.assertIsNotNone(first.said)
         return bool(first.said == second.said)
 
+    def test_time_based_numbers_are_of_different_sequences(self) -> None:
+        # Where a daemon keeps them apart, they are all of one sequence.
+        say = "import os, uuid; one = uuid.uuid1(); say([one.variant, one.version, one.clock_seq, one.node]"
+        say += " if one.is_safe is not uuid.SafeUUID.safe else os.urandom(8).hex())"
+        self.assertFalse(self.same(say, "import uuid; uuid.uuid1()"))
+
     def check(self, program: str, module: str, draw: str) -> None:
         accidents = (
             f"import {module}",

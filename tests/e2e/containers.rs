@@ -64,7 +64,10 @@ fn a_run_through_criu_needs_one_capability() {
     as_root(|it| {
         for root in Root::ALL {
             for user in User::BOTH {
-                is_as_stock(&holding(it, root, user).options(TO_RESTORE), root, "criu", SELF);
+                let container = holding(it, root, user).options(TO_RESTORE);
+                is_as_stock(&container, root, "criu", SELF);
+                let less = ["--cap-drop=all", "--read-only", "--security-opt=no-new-privileges"];
+                is_as_stock(&container.options(less), root, "criu", SELF);
             }
         }
     });

@@ -263,6 +263,8 @@ fn make(root: Root, user: User) -> Option<PathBuf> {
     // The ordinary user of a container is none of this machine's.
     fs::set_permissions(it.work(), Permissions::from_mode(0o777)).unwrap();
     let outcome = Container::of(&it, root)
+        // And nothing else of what podman gives.
+        .options(["--cap-drop=all"])
         .options(TO_SNAPSHOT)
         .user(user)
         .options(["--env=PYTHONPATH=/modules"])
