@@ -1174,6 +1174,12 @@ class Randomness:
         uuid: Any = sys.modules.get("uuid")
         if uuid and uuid._generate_time_safe:
             self.fresh.append(lambda: self.tell_apart(uuid, uuid._generate_time_safe))
+        if TensorflowGenerator.LIBRARY in _read("/proc/self/maps"):
+            state = TensorflowGenerator.find()
+            if state is None:
+                self.refusals.append(("the random generator of this TensorFlow", "tensorflow"))
+            else:
+                self.fresh.append(lambda: TensorflowGenerator.seed(state))
 
     @staticmethod
     def tell_apart(uuid: Any, generate: Any) -> None:
@@ -1194,13 +1200,6 @@ class Randomness:
             return drawn[:8] + bytes(one ^ other for one, other in zip(drawn[8:], mask)), unsafe
 
         uuid._generate_time_safe = generate_time_safe
-
-        if TensorflowGenerator.LIBRARY in _read("/proc/self/maps"):
-            state = TensorflowGenerator.find()
-            if state is None:
-                self.refusals.append(("the random generator of this TensorFlow", "tensorflow"))
-            else:
-                self.fresh.append(lambda: TensorflowGenerator.seed(state))
 
     @staticmethod
     def fresh_authkey(process: Any) -> None:
