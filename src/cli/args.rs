@@ -268,7 +268,8 @@ pub(super) struct Run {
     pub(super) engine: Engine,
 
     /// Start the interpreter without the image where the image cannot be used, with a line that says
-    /// so on standard error (none if PRELOADED_CRIU_QUIET is set)
+    /// so on standard error (none if PRELOADED_CRIU_QUIET is set). Where only an environment variable
+    /// that the imports have read is another one, that is done without this option
     #[arg(long)]
     pub(super) fallback: bool,
 

@@ -89,7 +89,7 @@ fn run(arguments: args::Run) -> Result<i32, Failure> {
         args::Engine::Criu => run::run_through_criu(&request),
     };
     let why = match ended {
-        Err(why) if fallback => why,
+        Err(why) if fallback || why.is_for_a_new_start() => why,
         ended => return Ok(ended?),
     };
     report::regret(&why);

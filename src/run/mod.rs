@@ -11,7 +11,7 @@ use std::iter;
 use std::path::{Path, PathBuf, absolute};
 
 use crate::cpython::{CommandLine, Settings};
-use crate::image::{Check, Depth, Image, ImageError, SectionKind};
+use crate::image::{Stale, Check, Depth, Image, ImageError, SectionKind};
 use crate::native::exec::{Children, Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
@@ -119,6 +119,15 @@ pub enum RunError {
     /// CRIU cannot bring it back.
     #[error(transparent)]
     ThroughCriu(#[from] ThroughCriuError),
+}
+
+impl RunError {
+    /// Whether nothing is wrong with the image, but the caller's environment has what only an
+    /// interpreter that imports anew can heed: then that is what a run is.
+    #[must_use]
+    pub fn is_for_a_new_start(&self) -> bool {
+        matches!(self, Self::Image(ImageError::Stale { why: Stale::Variable(_), .. }))
+    }
 }
 
 impl Explain for RunError {
