@@ -355,7 +355,7 @@ def _hung(own: list[ModuleType]) -> bool:
     if id(main) not in places:
         torn_down.append(main)
     for owner in (*made, *torn_down):
-        for thing in gc.get_referents(owner):
+        for thing in _referents(owner):
             place = places.get(id(thing))
             if place is not None:
                 outside[place] -= 1
@@ -370,11 +370,18 @@ def _hung(own: list[ModuleType]) -> bool:
         thing = reached.pop()
         if id(thing) in doing:
             return True
-        for other in gc.get_referents(thing):
+        for other in _referents(thing):
             if id(other) in places and id(other) not in seen and id(other) not in inside:
                 seen.add(id(other))
                 reached.append(other)
     return False
+
+
+def _referents(owner: object) -> list[Any]:
+    """What an object refers to; of a module what is in it. One of C code may visit objects that are dead
+    and only kept for later use (CPython 3.12, Modules/_asynciomodule.c): a reference that is taken and
+    dropped makes them die again."""
+    return [owner.__dict__] if isinstance(owner, type(sys)) else gc.get_referents(owner)
 
 
 class LastWords:
