@@ -11,7 +11,7 @@ use std::iter;
 use std::path::{Path, PathBuf, absolute};
 
 use crate::cpython::{CommandLine, Settings};
-use crate::image::{Stale, Check, Depth, Image, ImageError, SectionKind};
+use crate::image::{Check, Depth, Image, ImageError, SectionKind, Stale};
 use crate::native::exec::{Children, Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
