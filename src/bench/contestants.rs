@@ -58,7 +58,11 @@ pub(super) fn field(
     vec![
         Contestant { name: "python3", kind: Kind::Standard, words: script },
         ours("run", Kind::Same, &["--engine", "native"]),
-        ours("run --full-exit", Kind::Same, &["--engine", "native", "--full-exit"]),
+        ours(
+            "run --eager --full-exit",
+            Kind::Same,
+            &["--engine", "native", "--eager", "--full-exit"],
+        ),
         ours("run --engine criu", Kind::Optional, &["--engine", "criu"]),
         floor("python3 -c pass", &["-c", "pass"]),
         floor("python3 -I -S -c pass", &["-I", "-S", "-c", "pass"]),

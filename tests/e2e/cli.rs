@@ -166,7 +166,7 @@ fn a_bench_measures_and_compares() {
         }
         let words = [&bench[..], &[&image, "script.py"]].concat();
         let table = it.program(words).run().succeeds().text();
-        for name in ["python3 ", "run ", "run --full-exit ", "python3 -c pass "] {
+        for name in ["python3 ", "run ", "run --eager --full-exit ", "python3 -c pass "] {
             assert!(table.lines().any(|line| line.starts_with(name)), "{table}");
         }
     });
