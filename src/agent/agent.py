@@ -1042,7 +1042,9 @@ class Instances:
             if type(thing).__name__ not in kinds or any(thing is one for one in shared):
                 continue
             generator = getattr(thing, kinds[type(thing).__name__], None)
-            entropy = getattr(getattr(generator, "seed_seq", None), "entropy", None)
+            # Its first name is that of numpy before 1.25.
+            seeds = getattr(generator, "_seed_seq", getattr(generator, "seed_seq", None))
+            entropy = getattr(seeds, "entropy", None)
             if isinstance(entropy, int) and entropy in self.drawn:
                 fresh.append(generator.__init__)  # type: ignore[misc]
         self.unseeded.clear()

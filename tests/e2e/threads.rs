@@ -98,6 +98,10 @@ fn signals_reach_threads() {
         let code = r"
 got = []
 signal.signal(signal.SIGUSR1, lambda number, frame: got.append(threading.current_thread().name))
+# pause(2) is interrupted by a signal that comes while it waits, not by one that came before.
+where = '/proc/self/task/' + str(lively.threads['pauser'].native_id) + '/syscall'
+deadline = time.monotonic() + 20
+while not open(where).read().startswith('34 ') and time.monotonic() < deadline: time.sleep(0.005)
 signal.pthread_kill(lively.threads['pauser'].ident, signal.SIGUSR1)
 deadline = time.monotonic() + 20
 while not got and time.monotonic() < deadline: time.sleep(0.005)
