@@ -29,7 +29,7 @@ use crate::sys::inherited::environment;
 use crate::sys::keeper::{Isolation, Keeper, KeeperError};
 use crate::sys::numbers::Numbers;
 use crate::sys::spawn::Orphans;
-use crate::sys::supervise::{Held, end_alike, supervise};
+use crate::sys::supervise::{Held, end_alike, hand_down, supervise};
 use crate::sys::witness::Witness;
 
 /// The descriptor that a frozen process waits at (`snapshot::target::ORDERS`).
@@ -138,6 +138,7 @@ pub(super) fn run(launch: &Launch<'_>) -> Result<i32, ThroughCriuError> {
             other => break other?,
         }
     };
+    hand_down(script, &mut witness, &held);
     // Where the script has ended already, its status says more.
     let _ = orders.send();
     let_go(&inherited);

@@ -54,6 +54,27 @@ impl Drop for Held {
 /// never the script's business.
 const OURS: [i32; 3] = [libc::SIGCHLD, libc::SIGPIPE, libc::SIGURG];
 
+/// Gives the script the signals that its caller had blocked and left pending: a program that is executed
+/// has them from its first instruction on (execve(2)). It must block them too and not have begun.
+pub fn hand_down(script: Pid, witness: &mut Witness, held: &Held) {
+    static NOW: libc::timespec = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut set = held.before;
+    for signal in OURS.into_iter().filter_map(|signal| Signal::try_from(signal).ok()) {
+        set.remove(signal);
+    }
+    loop {
+        // SAFETY: set and time are valid; nothing is asked about the signal.
+        let signal =
+            unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), &raw const NOW) };
+        match signal {
+            -1 if Errno::last() == Errno::EINTR => {}
+            -1 => return,
+            signal if witness.has_seen(signal) => {}
+            signal => pass_on(script, signal),
+        }
+    }
+}
+
 /// Stays with the script until it ends; returns how.
 ///
 /// # Errors
