@@ -182,7 +182,7 @@ def for_readme(results: dict[str, Any], picture: str) -> str:
             lines.append(f"| {SUBJECTS[name].title} | {duration(cold)} | **{duration(ours)}** | {cold / ours:.3g} × | |")
     more = list(_sentences(results))
     lines += ["", *(f"- {line}" for line in more)] if more else []
-    lines += ["", f"Medians of one run of `scripts/bench --all` on {machine(results['machine'])}."]
+    lines += ["", f"Medians of one run of `scripts/bench` on {machine(results['machine'])}."]
     return "\n".join(lines).strip()
 
 
