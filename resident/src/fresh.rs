@@ -81,9 +81,11 @@ unsafe fn small_blocks(python: &Python, size: usize) {
 unsafe fn is_glibc() -> bool {
     // SAFETY: the information is filled in where the function says so; both are functions.
     unsafe {
+        // Not the first definition: that of an executable which takes the function's address can be
+        // its own entry into it (the canonical PLT entry of the System V ABI).
         let object = |name: &core::ffi::CStr| {
             let mut info = MaybeUninit::<libc::DlInfo>::zeroed();
-            let address = libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr());
+            let address = libc::dlsym(libc::RTLD_NEXT, name.as_ptr());
             let known = !address.is_null() && libc::dladdr(address, info.as_mut_ptr()) != 0;
             known.then(|| info.assume_init().base)
         };
@@ -104,13 +106,17 @@ unsafe fn blocks() {
     let mut size = LARGEST;
     while size >= 24 {
         // SAFETY: malloc(3).
-        while unsafe { is_inside(libc::malloc(size)) } {}
+        while unsafe { is_inside(libc::malloc(size), size) } {}
         size -= if size > LISTED { (size / 8).next_multiple_of(16) } else { 16 };
     }
 }
 
-/// Whether a block lies in the main heap, and more than the unused end of it follows.
-unsafe fn is_inside(block: *const c_void) -> bool {
+/// Most that a chunk is larger than what was asked for: its header, alignment, and a rest that would be
+/// no chunk.
+const SLACK: usize = HEADER + 16 + 32;
+
+/// Whether a block of this size lies in the main heap, and more than the unused end of it follows.
+unsafe fn is_inside(block: *const c_void, size: usize) -> bool {
     // SAFETY: where a block lies between the program breaks, its chunk's size precedes it, and the next
     // chunk follows (malloc/malloc.c, "malloc_chunk details"); the last one ends at the break.
     unsafe {
@@ -120,7 +126,12 @@ unsafe fn is_inside(block: *const c_void) -> bool {
             return false;
         }
         let size_of = |chunk: usize| ((chunk + 8) as *const usize).read() & !7;
-        let next = start - HEADER + size_of(start - HEADER);
+        let length = size_of(start - HEADER);
+        if length < size || length > size + SLACK {
+            // No chunk of glibc's: the executable has a malloc of its own.
+            return false;
+        }
+        let next = start - HEADER + length;
         next + HEADER < end && next + size_of(next) < end & !0xf
     }
 }
