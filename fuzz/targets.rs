@@ -193,7 +193,8 @@ pub(crate) fn process(bytes: &[u8]) {
     if !process.refusals(&[202]).is_empty() {
         return;
     }
-    let facts = Facts { thaw: 0, default_sigint: true, own_descriptors: vec![202] };
+    let facts =
+        Facts { thaw: 0, default_sigint: true, own_descriptors: vec![202], touched: vec![] };
     let Some(xsave) = XsaveLayout::of_this_machine() else { return };
     let _ = build(&memory, &placements, &facts, &xsave, PAGE as u64);
 }

@@ -50,6 +50,8 @@ pub struct Header {
     pub holes: Table,
     /// [`Descriptor`] records: files that the frozen process had open.
     pub descriptors: Table,
+    /// [`Range`] records: pages that every run writes to.
+    pub touched: Table,
     /// NUL-terminated paths; `count` is bytes.
     pub names: Table,
     /// What `PR_SET_MM_MAP` is told (prctl(2)).
@@ -282,6 +284,9 @@ pub const OPTION_CHILDREN: u64 = 2;
 
 /// What would be mapped from the image is copied.
 pub const OPTION_EAGER: u64 = 4;
+
+/// Nothing of the user's is called: the run is only watched, to see which memory every run touches.
+pub const OPTION_REHEARSAL: u64 = 8;
 
 /// Name of the environment variable that holds the launcher's absolute path. It and the next,
 /// [`IMAGE_NAME`], stand before `LD_AUDIT` where [`OPTION_CHILDREN`] says so. They are cut off as

@@ -16,6 +16,7 @@ const PROT_WRITE: usize = 2;
 const MREMAP_MAYMOVE: usize = 1;
 const MREMAP_FIXED: usize = 2;
 const MADV_HUGEPAGE: u32 = 14;
+const MADV_POPULATE_WRITE: usize = 23;
 const O_CLOEXEC: usize = 0o2_000_000;
 /// One past the highest address that a process can have (arch/x86/include/asm/page_64_types.h,
 /// four-level paging; the five-level range is never used without asking for it).
@@ -72,6 +73,7 @@ pub(crate) unsafe extern "C" fn replace(job: *const Job) -> ! {
                 check("memory cannot be given its properties", result);
             }
         }
+        touch(table::<Range>(plan, header.touched));
         let handover = &job.start.handover;
         for descriptor in [handover.image, handover.restorer] {
             let _ = call(syscall::CLOSE, [descriptor as usize, 0, 0, 0, 0, 0]);
@@ -79,6 +81,20 @@ pub(crate) unsafe extern "C" fn replace(job: *const Job) -> ! {
         let thaw: ThawFn = core::mem::transmute(header.thaw as usize);
         let arguments = arguments(job);
         thaw(&raw const arguments)
+    }
+}
+
+/// Makes this process's own what it is going to write to. Each of these pages would cost two faults
+/// otherwise: it is mapped when one near it is read, and copied when it is written to.
+fn touch(ranges: &[Range]) {
+    for range in ranges {
+        let length = (range.end - range.start) as usize;
+        let arguments = [range.start as usize, length, MADV_POPULATE_WRITE, 0, 0, 0];
+        // SAFETY: the launcher has checked that this is writable memory of the image; its content stays.
+        if unsafe { call(syscall::MADVISE, arguments) }.is_err() {
+            // Linux before 5.14: the pages come when they are written to, as all others do.
+            return;
+        }
     }
 }
 

@@ -67,6 +67,8 @@ else:
 
 FULL_EXIT = 1
 """Option of ``thaw``: the interpreter's finalization tears everything down."""
+REHEARSAL = 8
+"""Option of ``thaw``: nothing of the user's is called, this run is only watched."""
 
 _IMPORTED_FOR_US = [name for name in sys.modules if name not in _MODULES_OF_PYTHON]
 _OUR_FILE = (lambda: None).__code__.co_filename
@@ -154,7 +156,10 @@ def thaw(
         part.thaw(start)
     if any(_frozen.shadowed(*searched) for searched in _first_searched(start)):
         start.over()
-    _frozen.hooks.after_restore()
+    if options & REHEARSAL:
+        _rehearse()
+    else:
+        _frozen.hooks.after_restore()
     _frozen.full_exit = bool(options & FULL_EXIT)
     return b"" if _frozen.full_exit else _program(start)
 
@@ -333,6 +338,40 @@ def _leave() -> None:
     _kept.extend((left, newest, sys.path_importer_cache))
     # Only what is hidden may be left behind.
     words.leave = leave
+
+
+def _rehearse() -> None:
+    """Has nothing of the user's called at exit."""
+    atexit._clear()
+    threading: Any = sys.modules.get("threading")
+    if threading:
+        threading._threading_atexits.clear()
+    atexit.register(_leave_rehearsal)
+    for function in _exit_functions_of_python():
+        atexit.register(function)
+
+
+def _exit_functions_of_python() -> list[Callable[[], object]]:
+    """Those of the standard library, as far as they reach nothing of the user's: what they touch, every
+    run does."""
+    functions: list[Callable[[], object]] = []
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util and not util._finalizer_registry:
+        functions.append(util._exit_function)
+    logging: Any = sys.modules.get("logging")
+    if logging and all(
+        type(handler()).__module__.partition(".")[0] in ("logging", "absl", "builtins")
+        for handler in logging._handlerList
+    ):
+        functions.append(logging.shutdown)
+    return functions
+
+
+def _leave_rehearsal() -> None:
+    """As a run leaves, but never by a finalization that would reach what the user has imported."""
+    _leave()
+    if sys.__dict__["streams"].leave is None:
+        posix._exit(0)
 
 
 def _hung(own: list[ModuleType]) -> bool:

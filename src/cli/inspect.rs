@@ -53,6 +53,8 @@ struct Totals {
     image: Sum,
     anonymous: Sum,
     copied: Sum,
+    /// What every run writes to.
+    touched: Sum,
     files: Sum,
     /// How many files the last is from.
     paths: usize,
@@ -86,6 +88,7 @@ impl Subject<'_> {
             self.view.mappings_of(&source).for_each(|mapping| sum.add(mapping.length));
         }
         self.view.copies().for_each(|copy| totals.copied.add(copy.length));
+        self.view.touched().for_each(|range| totals.touched.add(range.end - range.start));
         totals
     }
 
@@ -192,6 +195,11 @@ impl Subject<'_> {
                 "copied into it",
                 totals.copied.bytes,
                 units::count(totals.copied.count, "piece", "pieces"),
+            ),
+            (
+                "always touched",
+                totals.touched.bytes,
+                units::count(totals.touched.count, "piece", "pieces"),
             ),
         ];
         for (index, (name, bytes, count)) in rows.into_iter().enumerate() {
@@ -338,6 +346,9 @@ impl Subject<'_> {
                 "offset": copy.offset,
             })
         });
+        let touched = self.view.touched();
+        let touched =
+            touched.map(|range| json!({"start": address(range.start), "end": address(range.end)}));
         let specials = self.view.specials().map(|special| {
             json!({
                 "start": address(special.start),
@@ -348,6 +359,7 @@ impl Subject<'_> {
         json!({
             "mappings": mappings.collect::<Vec<_>>(),
             "copies": copies.collect::<Vec<_>>(),
+            "touched": touched.collect::<Vec<_>>(),
             "kernel": specials.collect::<Vec<_>>(),
         })
     }

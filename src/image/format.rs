@@ -26,7 +26,7 @@ pub(super) const PAGE: u64 = 4096;
 pub(super) const PAGE_BYTES: usize = PAGE as usize;
 
 /// The format that this program writes and reads.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 
 const MAGIC: &[u8; 8] = b"PCRIUIMG";
 const CHECKSUM_AT: Range<usize> = 16..24;

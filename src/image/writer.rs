@@ -169,6 +169,20 @@ impl Writer {
         Ok(start)
     }
 
+    /// Writes the memory's plan, as far as it is known, so that the restore can be tried before the image
+    /// is finished, which overwrites it. Returns the file, read-only, and where the plan lies.
+    pub fn rehearse(&mut self, plan: &[u8]) -> Result<(File, Section), ImageError> {
+        let end = self.position;
+        let written = self.add(plan);
+        self.position = end;
+        written
+            .and_then(|section| {
+                let name = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                Ok((File::open(name)?, section))
+            })
+            .map_err(|error| self.unwritten(error.into()))
+    }
+
     /// Writes the rest and gives the image its name; returns its length.
     pub fn finish(self, contents: &Contents<'_>) -> Result<u64, ImageError> {
         let path = self.path.clone();

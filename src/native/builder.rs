@@ -36,6 +36,8 @@ const MADV_WIPEONFORK: u32 = 18;
 const RED_ZONE: u64 = 128;
 /// Stack that the landing's own code may use.
 const LANDING_ROOM: u64 = 1024;
+/// Most bytes without access that become a part of the text before them.
+const PADDING: u64 = 16 * PAGE;
 /// How many holes the plan offers to the restorer.
 const HOLES: usize = 8;
 
@@ -47,6 +49,8 @@ pub struct Facts {
     pub default_sigint: bool,
     /// Descriptors that are the snapshot's and not the program's.
     pub own_descriptors: Vec<u32>,
+    /// Private memory that every run writes to.
+    pub touched: Vec<std::ops::Range<u64>>,
 }
 
 /// A plan, and what the image's memory section must hold for it.
@@ -106,7 +110,9 @@ pub fn build(
         rseq_signature: rseq.map_or(0, |rseq| u64::from(rseq.signature)),
         ..Header::default()
     };
-    builder.finish(header, &Tables { signals, threads, specials, holes, descriptors })
+    let touched = facts.touched.iter().map(|range| Range { start: range.start, end: range.end });
+    let touched = touched.collect();
+    builder.finish(header, &Tables { signals, threads, specials, holes, descriptors, touched })
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -123,6 +129,7 @@ struct Tables {
     specials: Vec<Special>,
     holes: Vec<Range>,
     descriptors: Vec<Descriptor>,
+    touched: Vec<Range>,
 }
 
 struct Builder {
@@ -134,8 +141,8 @@ struct Builder {
     pages: Vec<(u64, u64, u64)>,
     /// Next free byte of the image file.
     next: u64,
-    /// Where the last mapping of an embedded library that cannot be written to ends.
-    text: u64,
+    /// Where the last mapping of an embedded library that cannot be written to ends, and the library.
+    text: Option<(u64, PathBuf)>,
 }
 
 impl Builder {
@@ -148,7 +155,7 @@ impl Builder {
             memory: Vec::new(),
             pages: Vec::new(),
             next: memory_offset,
-            text: 0,
+            text: None,
         }
     }
 
@@ -179,14 +186,16 @@ impl Builder {
         }
     }
 
-    /// Makes one mapping of a library's headers, code and constants, which linkers made one segment of
-    /// until they came to have `-z separate-code` (ld(1)): nothing that can be executed can be written to.
-    /// Returns whether the one before ended there.
+    /// Makes one mapping of all of a library that cannot be written to: headers, code, constants (which
+    /// linkers made one segment of until they came to have `-z separate-code`, ld(1)) and what the loader
+    /// has made unwritable (`-z relro`). Nothing that can be executed can be written to.
+    /// Returns whether the mapping before ended there.
     fn lengthen_text(&mut self, mapping: Mapping) -> bool {
         let last = self.mappings.get_mut(&Key::Image).and_then(|group| group.last_mut());
-        match last.filter(|_| self.text == mapping.start) {
+        match last {
             Some(last)
-                if last.flags == mapping.flags
+                if last.start + last.length == mapping.start
+                    && last.flags == mapping.flags
                     && (last.prot | mapping.prot) & PROT_WRITE == 0
                     && last.offset + last.length == mapping.offset =>
             {
@@ -194,6 +203,15 @@ impl Builder {
                 last.prot |= mapping.prot;
                 true
             }
+            _ => false,
+        }
+    }
+
+    /// Whether an embedded library's unwritable part ends at this address, and the mapping is one of the
+    /// same library's.
+    fn follows_text(&self, vma: &Vma, start: u64) -> bool {
+        match (&self.text, &vma.kind) {
+            (Some((end, library)), VmaKind::File { path, .. }) => *end == start && library == path,
             _ => false,
         }
     }
@@ -234,15 +252,33 @@ impl Builder {
         }
         let mapping = Mapping { start, length, offset: 0, prot, flags: MAP_PRIVATE };
         match (content, &vma.kind) {
-            (Content::Image, _) => {
+            (Content::Image, kind) => {
                 let end = range.end;
+                let embedded = embedded || self.follows_text(vma, start);
                 let offset = self.store(Piece::Memory(range));
                 let mapping = Mapping { offset, ..mapping };
-                if !(embedded && self.lengthen_text(mapping)) {
+                if !(self.follows_text(vma, start) && self.lengthen_text(mapping)) {
                     self.map(Key::Image, mapping);
                 }
-                if embedded && prot & PROT_WRITE == 0 {
-                    self.text = end;
+                if let VmaKind::File { path, .. } = kind
+                    && embedded
+                    && prot & PROT_WRITE == 0
+                {
+                    self.text = Some((end, path.clone()));
+                }
+            }
+            // What a linker leaves empty between code and data: less than it costs to map it.
+            (Content::Anonymous, VmaKind::File { path, .. })
+                if prot == 0 && length <= PADDING && self.follows_text(vma, start) =>
+            {
+                let offset = self.store(Piece::Bytes(vec![0; length as usize]));
+                if self.lengthen_text(Mapping { offset, ..mapping }) {
+                    self.text = Some((range.end, path.clone()));
+                } else {
+                    self.map(
+                        Key::Anonymous,
+                        Mapping { flags: MAP_PRIVATE | MAP_ANONYMOUS, ..mapping },
+                    );
                 }
             }
             (Content::File(offset), VmaKind::File { path, shared, .. }) => {
@@ -393,6 +429,7 @@ impl Builder {
         header.specials = encoder.table(&tables.specials);
         header.holes = encoder.table(&tables.holes);
         header.descriptors = encoder.table(&tables.descriptors);
+        header.touched = encoder.table(&tables.touched);
         header.names = encoder.bytes(&names);
         Ok(Built { plan: encoder.finish(header), memory: self.memory, pages: self.pages })
     }

@@ -59,7 +59,7 @@ records! {
     Range { start, end }
     Header {
         magic, length, sources, mappings, copies, advices, signals, threads, specials, holes,
-        descriptors, names, layout, thaw, stack, rseq_length, rseq_signature
+        descriptors, touched, names, layout, thaw, stack, rseq_length, rseq_signature
     }
     Source { kind, name, first, count }
     Mapping { start, length, offset, prot, flags }

@@ -105,6 +105,7 @@ impl<'a> PlanView<'a> {
         view.check_specials(&space)?;
         view.check_holes(&space)?;
         view.check_descriptors()?;
+        view.check_touched(&space)?;
         view.check_header(&space)?;
         Ok(view)
     }
@@ -126,6 +127,7 @@ impl<'a> PlanView<'a> {
             ("specials", header.specials, size_of::<Special>()),
             ("holes", header.holes, size_of::<Range>()),
             ("descriptors", header.descriptors, size_of::<Descriptor>()),
+            ("touched", header.touched, size_of::<Range>()),
             ("names", header.names, 1),
         ];
         for (name, table, size) in tables {
@@ -202,6 +204,12 @@ impl<'a> PlanView<'a> {
     #[must_use]
     pub fn holes(&self) -> Records<'a, Range> {
         self.records(self.header.holes)
+    }
+
+    /// Pages that every run writes to.
+    #[must_use]
+    pub fn touched(&self) -> Records<'a, Range> {
+        self.records(self.header.touched)
     }
 
     /// Files that are opened.
@@ -397,6 +405,20 @@ impl<'a> PlanView<'a> {
             }
             if (special.is_vdso != 0) != next.is_none() {
                 return Err(wrong("is not in its place: data first, the vDSO last"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_touched(&self, space: &Space) -> Result<(), PlanFault> {
+        for (index, range) in self.touched().enumerate() {
+            let wrong = |what| PlanFault::Record { kind: "touched range", index, what };
+            let length = range.end.checked_sub(range.start);
+            let area = length.and_then(|length| Area::new(range.start, length));
+            let area = area
+                .ok_or_else(|| wrong("is not a range of whole pages within the address space"))?;
+            if !space.covers(area.start, area.end, PROT_WRITE) {
+                return Err(wrong("is where nothing is mapped that could be written to"));
             }
         }
         Ok(())
@@ -628,7 +650,7 @@ records! {
     Range { start, end }
     Header {
         magic, length, sources, mappings, copies, advices, signals, threads, specials, holes,
-        descriptors, names, layout, thaw, stack, rseq_length, rseq_signature
+        descriptors, touched, names, layout, thaw, stack, rseq_length, rseq_signature
     }
     Source { kind, name, first, count }
     Mapping { start, length, offset, prot, flags }
@@ -671,6 +693,7 @@ pub(crate) mod tests {
         specials: Vec<Special>,
         holes: Vec<Range>,
         descriptors: Vec<Descriptor>,
+        touched: Vec<Range>,
         names: Vec<u8>,
     }
 
@@ -719,6 +742,7 @@ pub(crate) mod tests {
             ],
             holes: vec![Range { start: 0x60_0000, end: STACK - (1 << 22) }],
             descriptors: vec![Descriptor { number: 7, name: 4, flags: 0, position: 10 }],
+            touched: vec![Range { start: HEAP + PAGE, end: HEAP + 3 * PAGE }],
             names: b"abc\0/usr/lib/libc.so.6\0".to_vec(),
         }
     }
@@ -735,6 +759,7 @@ pub(crate) mod tests {
             specials: encoder.table(&draft.specials),
             holes: encoder.table(&draft.holes),
             descriptors: encoder.table(&draft.descriptors),
+            touched: encoder.table(&draft.touched),
             names: encoder.bytes(&draft.names),
             ..draft.header
         };
@@ -770,6 +795,7 @@ pub(crate) mod tests {
         assert_eq!(view.specials().collect::<Vec<_>>(), draft.specials);
         assert_eq!(view.holes().collect::<Vec<_>>(), draft.holes);
         assert_eq!(view.descriptors().collect::<Vec<_>>(), draft.descriptors);
+        assert_eq!(view.touched().collect::<Vec<_>>(), draft.touched);
         assert_eq!(view.header().thaw, CODE + 16);
         let [_, image, file] = draft.sources.as_slice() else { panic!() };
         assert_eq!(view.mappings_of(image).collect::<Vec<_>>(), draft.mappings[2..3]);
@@ -789,6 +815,15 @@ pub(crate) mod tests {
             PlanView::new(&bytes, MEMORY.end - 1, MEMORY).unwrap_err(),
             PlanFault::Header("image is shorter than its memory")
         );
+    }
+
+    #[test]
+    fn touched_pages_are_writable_ones() {
+        refused(|draft| draft.touched[0].start = CODE);
+        refused(|draft| draft.touched[0].start += 8);
+        refused(|draft| draft.touched[0].end = 0);
+        refused(|draft| draft.touched[0].end += PAGE);
+        refused(|draft| draft.touched[0] = Range { start: CODE, end: CODE + PAGE });
     }
 
     #[test]

@@ -241,22 +241,22 @@ fn options(request: &Request) -> u64 {
 /// The arguments for the frozen interpreter, its name first. Where it may not stand for a new one, this
 /// process becomes a new one.
 fn arguments(image: &Image, request: &Request) -> Result<Vec<OsString>, RunError> {
-    let Check { interpreter, argv0, .. } = image.check().clone();
-    if let Some(program) = request.program.clone().filter(|program| *program != interpreter) {
+    let Check { interpreter, argv0, .. } = image.check();
+    if let Some(program) = request.program.clone().filter(|program| program != interpreter) {
         return Err(RunError::OtherProgram { path: request.image.clone(), program });
     }
     image.compare(request.check)?;
     // A python that goes by another name would be another one: it finds its libraries by its name.
     let name = match &request.name {
-        Some(name) if goes_by(name, &interpreter) => name.clone(),
+        Some(name) if goes_by(name, interpreter) => name.clone(),
         Some(name) => return Err(RunError::OtherName { name: name.clone() }),
-        None => own_name(argv0, &interpreter),
+        None => own_name(argv0.clone(), interpreter),
     };
     let environment = environment();
     // Where the loader would not load the restorer, there is no way to the image.
-    let is_reachable = !starts_securely(&interpreter);
+    let is_reachable = !starts_securely(interpreter);
     if !is_reachable || !stands_for(image.check(), &request.arguments, &environment) {
-        match start(interpreter, name, &request.arguments)? {}
+        match start(interpreter.clone(), name, &request.arguments)? {}
     }
     if request.check != Depth::Off {
         let child = request.program.is_some();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::iter;
+use std::ops::Range;
 use std::path::{Path, PathBuf, absolute};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,22 +13,23 @@ use nix::sys::utsname::uname;
 
 use crate::agent::Ready;
 use crate::image::{
-    Archive, Check, Contents, FileStamp, Host, Machine, Manifest, Memory as MemoryFigures,
-    MemoryKind, Module, PageRun, Python, Variables, Writer,
+    Archive, Check, Contents, FileStamp, Host, MEMORY_OFFSET, Machine, Manifest,
+    Memory as MemoryFigures, MemoryKind, Module, PageRun, Python, Variables, Writer,
 };
 use crate::native::builder::{Built, Facts, build};
 use crate::native::layout::Piece;
+use crate::native::view::PlanView;
 use crate::native::xsave::XsaveLayout;
 use crate::process::placement::{How, Placement, Why, placement};
 use crate::process::smaps::Smaps;
 use crate::process::{Memory, OnDisk, PageSource, Process, ProcessError, VmaKind};
 
 use super::frozen::Frozen;
-use super::others;
 use super::progress::{Event, Progress};
 use super::recipe::{Engines, Recipe};
 use super::sources::Sources;
 use super::{Refusal, SnapshotError};
+use super::{others, rehearsal};
 use crate::sys::keeper::Isolation;
 use crate::{image, process};
 
@@ -74,12 +76,22 @@ pub(super) fn assemble(
     }
     let files = OnDisk::default();
     let memory = Memory::open(&process, &files)?;
-    let embedded = embedded(&process, &frozen.ready, self_contained);
+    let embedded = embedded(&process, self_contained);
     let placements = placement(&memory, FILL, &|path| embedded.contains(path))?;
     let xsave = XsaveLayout::of_this_machine().ok_or(SnapshotError::Xsave)?;
-    let facts = Facts { thaw: frozen.ready.thaw, default_sigint: true, own_descriptors: own };
-    let built = build(&memory, &placements, &facts, &xsave, writer.position())?;
+    let mut facts = Facts {
+        thaw: frozen.ready.thaw,
+        default_sigint: true,
+        own_descriptors: own,
+        touched: Vec::new(),
+    };
+    let offset = writer.position();
+    let mut built = build(&memory, &placements, &facts, &xsave, offset)?;
     write_memory(&built, &memory, frozen, &mut writer)?;
+    if only_criu.is_empty() {
+        facts.touched = touched(frozen, &built, &mut writer)?;
+        built = build(&memory, &placements, &facts, &xsave, offset)?;
+    }
     let sources = Sources::of(&frozen.ready.modules, &embedded);
     let check = check(recipe, frozen, (&process, &others), &sources, &embedded)?;
     let check = Check { only_criu, ..check };
@@ -111,28 +123,50 @@ pub(super) fn assemble(
     Ok(writer.finish(&contents)?)
 }
 
-/// An extension module of which no more than this is mapped is in every image: opening its file and
-/// asking for its time cost a run more than its bytes cost the disk.
+/// The memory that every run writes to.
+fn touched(
+    frozen: &Frozen,
+    built: &Built,
+    writer: &mut Writer,
+) -> Result<Vec<Range<u64>>, SnapshotError> {
+    let (image, plan) = writer.rehearse(&built.plan)?;
+    let memory = MEMORY_OFFSET..writer.position();
+    Ok(PlanView::new(&built.plan, writer.position(), memory)
+        .map(|view| rehearsal::touched(frozen, &image, &plan, &view))
+        .unwrap_or_default())
+}
+
+/// A library of which no more than this is mapped is in every image: opening its file and mapping its
+/// parts cost a run more than its bytes cost the disk.
 const SMALL: u64 = 4 << 20;
 
 /// The files whose mapped parts the image holds.
 ///
-/// Tools that look into other processes find the interpreter and well-known libraries by the names in
+/// Tools that look into other processes find the interpreter and the C library by the names in
 /// `/proc/PID/maps`; those have to stay, unless everything is wanted.
-fn embedded(process: &Process, ready: &Ready, all: bool) -> BTreeSet<PathBuf> {
-    let modules: BTreeSet<PathBuf> = ready
-        .modules
-        .values()
-        .flatten()
-        .map(Path::new)
-        .filter(|file| file.extension().is_some_and(|extension| extension == "so"))
-        .filter_map(|file| fs::canonicalize(file).ok())
+fn embedded(process: &Process, all: bool) -> BTreeSet<PathBuf> {
+    const PROT_EXEC: u32 = 4;
+    let executable = process.vmas.iter().filter(|vma| vma.prot & PROT_EXEC != 0);
+    let libraries: BTreeSet<&Path> = executable
+        .filter_map(|vma| match &vma.kind {
+            VmaKind::File { path, .. } if *path != process.exe => Some(path.as_path()),
+            _ => None,
+        })
+        .filter(|path| !is_looked_for(path))
         .collect();
+    let is_small = |path: &Path, bytes: u64| bytes <= SMALL && libraries.contains(path);
     let files = mapped_files(process).into_iter();
-    files
-        .filter(|(path, bytes)| all || *bytes <= SMALL && modules.contains(path))
-        .map(|(path, _)| path)
-        .collect()
+    files.filter(|(path, bytes)| all || is_small(path, *bytes)).map(|(path, _)| path).collect()
+}
+
+/// Whether tools look for a library by its name: CPython's own code, and the objects of the C library that
+/// debuggers ask for threads and loaded libraries (gdb/solib-svr4.c, gdb/linux-thread-db.c).
+fn is_looked_for(path: &Path) -> bool {
+    const NAMES: [&[u8]; 4] = [b"libpython", b"ld-", b"libpthread", b"libc-"];
+    is_libc(path)
+        || path.file_name().is_some_and(|name| {
+            NAMES.iter().any(|start| name.as_encoded_bytes().starts_with(start))
+        })
 }
 
 /// How many bytes of each file are mapped.

@@ -20,6 +20,7 @@ mod progress;
 mod python;
 mod recipe;
 mod refusal;
+mod rehearsal;
 mod scratch;
 mod secrets;
 mod sources;

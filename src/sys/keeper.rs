@@ -513,7 +513,7 @@ mod tests {
     use std::io::{self, Read};
     use std::os::fd::AsFd;
     use std::path::PathBuf;
-    use std::process::{Command, Output};
+    use std::process::Output;
     use std::time::{Duration, Instant};
 
     use nix::sys::signal::{Signal, kill};
@@ -521,22 +521,15 @@ mod tests {
     use tempfile::TempDir;
 
     use super::{Isolation, Keeper, KeeperError};
-    use crate::sys::spawn::{ALONE, Privileges, Spawn};
+    use crate::sys::spawn::{self, ALONE, Privileges, Spawn};
 
     /// Runs a test again, alone in its process and with a directory that [`directory`] names; `None`
     /// where this is that process.
     fn alone(test: &str) -> Option<(Output, TempDir)> {
-        if std::env::var_os(ALONE).is_some() {
-            return None;
-        }
         let directory = tempfile::tempdir().expect("a folder");
         std::fs::create_dir_all(directory.path().join(SWEPT)).expect("a folder");
-        let program = std::env::current_exe().expect("this test has a program");
         let name = format!("sys::keeper::tests::{test}");
-        let mut command = Command::new(program);
-        command.args(["--exact", &name, "--test-threads=1", "--nocapture"]);
-        let output = command.env(ALONE, directory.path()).output().expect("it runs");
-        Some((output, directory))
+        Some((spawn::alone(&name, directory.path().as_os_str())?, directory))
     }
 
     /// A folder in that directory, which the keeper is to remove.

@@ -14,6 +14,7 @@ pub mod locale;
 pub mod lookup;
 mod namespaces;
 pub mod numbers;
+pub mod observe;
 pub mod probe;
 pub mod procfs;
 pub mod spawn;

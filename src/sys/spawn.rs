@@ -275,6 +275,18 @@ pub(super) fn reap_any() -> io::Result<Option<(Pid, ExitStatus)>> {
 /// Set where a test is the only one of its process.
 pub(super) const ALONE: &str = "PRELOADED_CRIU_TEST_ALONE";
 
+/// Runs a test again, by its whole name, alone in its process and with that variable set to `value`; `None`
+/// where this is that process.
+#[cfg(test)]
+pub(super) fn alone(test: &str, value: &std::ffi::OsStr) -> Option<std::process::Output> {
+    if std::env::var_os(ALONE).is_some() {
+        return None;
+    }
+    let mut command = Command::new(std::env::current_exe().expect("this test has a program"));
+    command.args(["--exact", test, "--test-threads=1", "--nocapture"]);
+    Some(command.env(ALONE, value).output().expect("it runs"))
+}
+
 /// Goes on as two processes; `None` is the child.
 ///
 /// # Errors

@@ -52,3 +52,50 @@ fn they_are_called_at_their_time() {
         }
     });
 }
+
+/// What a run calls of an import's, and leaves a line behind each time.
+const NOISY: &str = r"
+import atexit, logging, os, preloaded_criu, threading, weakref
+def note(what):
+    with open(os.environ['NOTES'], 'a') as file:
+        print(what, file=file)
+class Noisy:
+    def __del__(self):
+        note('del')
+class Handler(logging.Handler):
+    def flush(self):
+        note('flush')
+held, watched = Noisy(), Noisy.__new__(type('Watched', (), {}))
+preloaded_criu.after_restore(lambda: note('after'))
+atexit.register(note, 'atexit')
+threading._register_atexit(note, 'threading')
+weakref.finalize(watched, note, 'finalize')
+logging.getLogger().addHandler(Handler())
+";
+
+#[test]
+fn a_snapshot_calls_nothing_that_is_for_a_run() {
+    everywhere(|it| {
+        if it.seat.who.maker() != it.seat.who {
+            return;
+        }
+        let notes = it.home().join("notes");
+        std::fs::write(it.home().join("noisy.py"), NOISY).unwrap();
+        let made = it
+            .snapshot(["--import", "noisy", "-o", "noisy.img", "--python"])
+            .args([it.seat.python.path.as_os_str()])
+            .env("PYTHONPATH", it.home())
+            .env("NOTES", &notes)
+            .run();
+        assert!(made.status.success(), "{made:?}");
+        let said = std::fs::read_to_string(&notes).unwrap_or_default();
+        assert_eq!(said, "");
+        let image = it.keep("noisy.img");
+        it.code("pass").env("NOTES", &notes).image(&image).thaw().succeeds();
+        let said = std::fs::read_to_string(&notes).unwrap();
+        for what in ["after", "atexit", "threading", "finalize", "flush"] {
+            assert!(said.contains(what), "{what} is missing in\n{said}");
+        }
+        std::fs::remove_file(image).unwrap();
+    });
+}

@@ -3,7 +3,7 @@
 use std::env;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::support::{Context, Engine, Recipe, for_everyone, for_makers, once, shared};
+use crate::support::{Context, Engine, Recipe, everywhere, for_everyone, for_makers, once, shared};
 
 fn blocks(it: &Context, code: &str, expected: &str) {
     check(
@@ -379,6 +379,26 @@ fn other_allocators_are_frozen_too() {
                 .is_as_stock()
                 .succeeds();
         }
+    });
+}
+
+#[test]
+fn new_blocks_lie_where_no_import_has_had_one() {
+    // Each page of the image that they lay on would be copied.
+    everywhere(|it| {
+        let code = "print(sum(libc.malloc(5000) in holes for _ in range(100)))";
+        blocks(it, code, "0\n");
+    });
+}
+
+#[test]
+fn what_every_run_writes_to_is_known() {
+    everywhere(|it| {
+        let image = it.image(Recipe::Nothing);
+        let told = it.program(["inspect".as_ref(), image.as_os_str()]).run().succeeds().text();
+        let line = told.lines().find(|line| line.trim_start().starts_with("always touched"));
+        let bytes = line.and_then(|line| line.split_whitespace().nth(2)?.parse::<f64>().ok());
+        assert!(bytes.is_some_and(|bytes| bytes > 0.0), "{told}");
     });
 }
 

@@ -167,6 +167,7 @@ pub fn placement(
         }
     }
     fill_gaps(&mut pieces, fill.saturating_mul(PAGE));
+    fill_ends(&mut pieces, fill.min(END).saturating_mul(PAGE));
     Ok(join(&pieces))
 }
 
@@ -229,6 +230,23 @@ fn fill_gaps(pieces: &mut [Piece<'_>], most: u64) {
             }
         }
         last = Some(index);
+    }
+}
+
+/// Most pages that were not dumped and are put into the image where they end what is mapped from it.
+const END: u64 = 4;
+
+/// Turns the short end of a mapping of which the rest is mapped from the image into a mapped piece.
+fn fill_ends(pieces: &mut [Piece<'_>], most: u64) {
+    for index in 1..pieces.len() {
+        let (before, piece) = (&pieces[index - 1], &pieces[index]);
+        if before.why.how() == How::Map
+            && piece.why == Why::Untouched
+            && piece.range.end - piece.range.start <= most
+            && before.continues(piece)
+        {
+            pieces[index].why = piece.owner;
+        }
     }
 }
 

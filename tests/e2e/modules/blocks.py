@@ -41,6 +41,11 @@ def allocate(size):
 chunks = [(allocate(size), size) for size in SIZES]
 # Below the threshold from which malloc maps blocks: these lie in the heap.
 small = [(allocate(60_000), 60_000) for _ in range(300)]
+# Every other one is free again.
+row = [libc.malloc(5000) for _ in range(400)]
+holes = set(row[::2])
+for address in holes:
+    libc.free(address)
 
 # Anonymous memory of our own.
 private = mmap.mmap(-1, 4 * MB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -22,12 +22,16 @@ use super::rest::{asleep, foreground};
 use super::run::{Command, lossy};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A byte that no program in a test writes.
+const MARK: u8 = 0x1e;
 
 /// The terminal. What the programs in it write is read all the time. Dropping it hangs it up, as
 /// closing a window does.
 pub(crate) struct Terminal {
     master: Arc<PtyMaster>,
     name: PathBuf,
+    /// The programs' side, so that it is never closed for good while the master is read.
+    side: Option<File>,
     screen: Arc<(Mutex<Vec<u8>>, Condvar)>,
     seen: usize,
     leader: Cell<u32>,
@@ -41,13 +45,15 @@ impl Terminal {
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let name = PathBuf::from(ptsname_r(&master).unwrap());
-        let terminal = Self {
+        let mut terminal = Self {
             master: Arc::new(master),
             name,
+            side: None,
             screen: Arc::default(),
             seen: 0,
             leader: Cell::new(0),
         };
+        terminal.side = Some(terminal.side());
         terminal.set_lines(24);
         terminal.set_columns(80);
         terminal
@@ -129,6 +135,15 @@ impl Terminal {
 
     /// Everything that was written until now, when nothing more comes.
     pub(crate) fn transcript(&self) -> String {
+        // What was written before it is on the screen when the mark is, however slow this machine is.
+        self.side.as_ref().unwrap().write_all(&[MARK]).unwrap();
+        let guard = self.screen.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = |screen: &mut Vec<u8>| !screen.contains(&MARK);
+        let waited = self.screen.1.wait_timeout_while(guard, PATIENCE, missing);
+        let (mut guard, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        assert!(!waited.timed_out(), "the terminal takes nothing more");
+        guard.retain(|byte| *byte != MARK);
+        drop(guard);
         let screen = || lossy(&self.screen.0.lock().unwrap_or_else(PoisonError::into_inner));
         let mut transcript = screen();
         // It is read in another thread.

@@ -1,0 +1,160 @@
+//! A look at a process at its very end, when its memory is still there.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::prctl;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::{Signal, kill, raise};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout};
+
+use super::spawn::{default_signals, fork};
+
+const STEP: Duration = Duration::from_millis(1);
+
+/// A child that this process traces.
+struct Traced(Pid);
+
+impl Traced {
+    /// What it does next that a tracer is told of; none when `deadline` is over.
+    fn next(&self, deadline: Instant) -> io::Result<Option<WaitStatus>> {
+        while Instant::now() < deadline {
+            match waitpid(self.0, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => sleep(STEP),
+                Err(Errno::EINTR) => {}
+                status => return Ok(Some(status?)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Lets it go on until it is about to end (ptrace(2), `PTRACE_EVENT_EXIT`).
+    fn reaches_its_end(&self, deadline: Instant) -> io::Result<bool> {
+        while let Some(status) = self.next(deadline)? {
+            match status {
+                WaitStatus::PtraceEvent(_, _, event) if event == libc::PTRACE_EVENT_EXIT => {
+                    return Ok(true);
+                }
+                WaitStatus::Stopped(_, signal) => ptrace::cont(self.0, signal)?,
+                WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return Ok(false),
+                _ => ptrace::cont(self.0, None)?,
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        // A process that is gone already has been waited for, and its number may be another's.
+        if waitpid(self.0, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD) {
+            return;
+        }
+        let _ = kill(self.0, Signal::SIGKILL);
+        // At its end, it goes on only where it is told so.
+        let _ = ptrace::cont(self.0, None);
+        while waitpid(self.0, None).is_ok_and(|status| {
+            !matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..))
+        }) {
+            let _ = ptrace::cont(self.0, None);
+        }
+    }
+}
+
+/// Starts a child with `/dev/null` as its standard descriptors, of which `turn` makes another program, and
+/// looks at it when it is about to end. None if it does not come to that in time. The child is gone
+/// afterwards, and ends with us at the latest.
+///
+/// # Errors
+///
+/// The kernel's reason why there is no such child, or why it cannot be traced.
+pub fn at_its_end<T>(
+    patience: Duration,
+    turn: impl FnOnce() -> Option<Infallible>,
+    look: impl FnOnce(Pid) -> T,
+) -> io::Result<Option<T>> {
+    let deadline = Instant::now() + patience;
+    let Some(child) = fork()? else {
+        if be_traced().is_ok() {
+            turn();
+        }
+        // SAFETY: ends this child without anything that the parent has registered for its own end.
+        unsafe { libc::_exit(1) }
+    };
+    let child = Traced(child);
+    if !matches!(child.next(deadline)?, Some(WaitStatus::Stopped(_, Signal::SIGSTOP))) {
+        return Ok(None);
+    }
+    // With the second, an exec is told as such and not as a signal.
+    ptrace::setoptions(
+        child.0,
+        Options::PTRACE_O_TRACEEXIT | Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_EXITKILL,
+    )?;
+    ptrace::cont(child.0, None)?;
+    Ok(child.reaches_its_end(deadline)?.then(|| look(child.0)))
+}
+
+fn be_traced() -> io::Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    default_signals()?;
+    ptrace::traceme()?;
+    raise(Signal::SIGSTOP)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::fs::read_link;
+
+    use nix::unistd::execv;
+
+    use super::*;
+    use crate::sys::spawn;
+
+    fn run(words: &[&str], patience: Duration) -> Option<String> {
+        let words: Vec<CString> = words.iter().map(|word| CString::new(*word).unwrap()).collect();
+        let turn = || execv(&words[0], &words).ok();
+        let look = |pid: Pid| {
+            let program = read_link(format!("/proc/{pid}/exe")).unwrap();
+            program.file_name().unwrap().to_string_lossy().into_owned()
+        };
+        at_its_end(patience, turn, look).unwrap()
+    }
+
+    /// Runs a test alone: another thread must not hold what a child needs.
+    fn alone(test: &str) -> bool {
+        let name = format!("sys::observe::tests::{test}");
+        let Some(output) = spawn::alone(&name, "yes".as_ref()) else { return true };
+        assert!(output.status.success(), "{output:?}");
+        false
+    }
+
+    #[test]
+    fn a_child_is_seen_before_it_is_gone() {
+        if alone("a_child_is_seen_before_it_is_gone") {
+            let patience = Duration::from_secs(30);
+            let seen = run(&["/bin/sh", "-c", "exec sleep 0"], patience);
+            assert!(seen.is_some_and(|name| name == "sleep" || name == "coreutils"));
+            assert_eq!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Err(Errno::ECHILD));
+        }
+    }
+
+    #[test]
+    fn a_child_that_does_not_end_is_ended() {
+        if alone("a_child_that_does_not_end_is_ended") {
+            assert_eq!(run(&["/bin/sleep", "1000"], Duration::from_millis(100)), None);
+            assert_eq!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Err(Errno::ECHILD));
+        }
+    }
+}
