@@ -100,7 +100,7 @@ def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
     _frozen = Frozen(job.get("preload"))
     reads = Reads(_frozen.environment)
     ledger = Ledger(report_fd, facts.get("orders"))
-    watch = Watch(_frozen.randomness.notes)
+    watch = Watch(_frozen.randomness.notes, _frozen.pools.notes)
     sys.meta_path.insert(0, watch)
     _import(job["imports"], report, ledger)
     for path in job.get("exec", ()):
@@ -418,11 +418,11 @@ class Frozen:
     def __init__(self, preload: str | None) -> None:
         self.environment = environment = Environment(preload)
         locale = Locale(environment)
+        self.pools = pools = Pools(environment)
         self.randomness = Randomness()
         self.callbacks = Callbacks()
         self.streams = Streams(locale)
         self.hooks = Hooks()
-        self.pools = pools = Pools(environment)
         self.parts: list[Part] = [
             environment,
             locale,
@@ -1352,14 +1352,31 @@ class Pools:
     """By the name of the file: functions that set the number, and variables, the first one first."""
     OTHERS = ("torch", "tensorflow", "jax", "numba")
     """Packages with pools of their own that look at the same variables."""
+    OF_TORCH = (b"MKL_NUM_THREADS", b"OMP_NUM_THREADS")
+    """Variables by which PyTorch is told a number."""
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
         self.pools: list[tuple[Callable[[int], object], Sequence[bytes]]] = []
+        self.torch: Callable[[int], object] | None = None
+        self.torch_threads = 0
+        self.notes: dict[str, Callable[[Any], None]] = {"torch": self.note_torch}
+
+    def note_torch(self, module: Any) -> None:
+        # It decides when it is first asked.
+        self.torch_threads = module.get_num_threads()
 
     def settle(self) -> None:
+        self.processors = len(os.sched_getaffinity(0))
+        self.find_libraries()
+        torch: Any = sys.modules.get("torch")
+        told = any(self.environment.data.get(name) for name in self.OF_TORCH)
+        if torch and not told and torch.get_num_threads() == self.torch_threads:
+            self.torch = torch.set_num_threads
+
+    def find_libraries(self) -> None:
         ctypes: Any = sys.modules.get("ctypes")
-        if ctypes is None or any(name in sys.modules for name in self.OTHERS):
+        if ctypes is None:
             return
         files = {line.split(None, 5)[-1].strip() for line in _read("/proc/self/maps").splitlines()}
         for path in sorted(files):
@@ -1372,10 +1389,11 @@ class Pools:
                     self.pools.clear()
                     return
                 self.pools.append((getattr(library, function), variables))
-        self.processors = len(os.sched_getaffinity(0))
 
     def variables(self) -> set[bytes]:
         """Those that need not be as they were."""
+        if any(name in sys.modules for name in self.OTHERS):
+            return set()
         return {name for _, variables in self.pools for name in variables}
 
     @staticmethod
@@ -1384,7 +1402,7 @@ class Pools:
         return next((number for number in given if number), processors)
 
     def thaw(self, start: Start) -> None:
-        if not self.pools:
+        if not self.pools and self.torch is None:
             return
         processors = len(os.sched_getaffinity(0))
         for function, variables in self.pools:
@@ -1392,6 +1410,9 @@ class Pools:
             now = self.number(start.environ, variables, processors)
             if now != before:
                 function(now)
+        if self.torch is not None and processors != self.processors:
+            # Of two hardware threads of one core it uses one.
+            self.torch(max(1, self.torch_threads * processors // self.processors))
 
 
 class Callbacks:
@@ -1608,10 +1629,13 @@ class HooksLoader:
 
 
 class Watch:
-    """A finder that has a function called as soon as a module has been imported."""
+    """A finder that has functions called as soon as a module has been imported."""
 
-    def __init__(self, notes: dict[str, Callable[[Any], None]]) -> None:
-        self.notes = notes
+    def __init__(self, *tables: dict[str, Callable[[Any], None]]) -> None:
+        self.notes: dict[str, list[Callable[[Any], None]]] = {}
+        for table in tables:
+            for name, note in table.items():
+                self.notes.setdefault(name, []).append(note)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -1630,7 +1654,7 @@ class Watch:
 class WatchedLoader:
     """Stands in for a module's loader until it loads."""
 
-    def __init__(self, spec: ModuleSpec, notes: dict[str, Callable[[Any], None]]) -> None:
+    def __init__(self, spec: ModuleSpec, notes: dict[str, list[Callable[[Any], None]]]) -> None:
         self.spec = spec
         self.loader: Any = spec.loader
         self.notes = notes
@@ -1644,8 +1668,7 @@ class WatchedLoader:
     def exec_module(self, module: ModuleType) -> None:
         self.spec.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
-        note = self.notes.pop(self.spec.name, None)
-        if note:
+        for note in self.notes.pop(self.spec.name, ()):
             note(module)
 
 
