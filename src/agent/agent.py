@@ -78,6 +78,11 @@ which CPython makes them."""
 _NO_MATTER = frozenset((b"PATH", b"PWD", b"OLDPWD", b"SHLVL", b"_"))
 """Variables that differ from run to run, and that imports look at for other programs' sake."""
 
+_BASES_OF_TYPE: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
+_NAMES_OF_TYPE: Callable[[type], Mapping[str, object]] = type.__dict__["__dict__"].__get__
+_NAMES_OF_MODULE: Callable[[object], dict[str, object]] = type(sys).__dict__["__dict__"].__get__
+"""What is in the objects themselves, whatever their classes say."""
+
 _frozen: Frozen
 _kept: list[object] = []
 """What must never be freed."""
@@ -307,8 +312,9 @@ def _leave() -> None:
         or _thread._count()
     ):
         _frozen.callbacks.call()
+        kinds = set(map(id, (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom)))
         for thing in gc.get_objects():
-            if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
+            if id(type(thing)) in kinds:
                 _try(thing.flush)
         return
     # C code of the program's own may want to be called at exit, and that of the libraries is then too.
@@ -341,9 +347,12 @@ def _hung(own: list[ModuleType]) -> bool:
     it: by references that are not from within (Modules/gcmodule.c, subtract_refs)."""
     made = gc.get_objects()
     # Frozen objects are not among them, and are not to be looked at.
-    kinds = {kind for kind in set(map(type, made)) if hasattr(kind, "__del__")} - {LastWords}
+    # Types are told apart by their addresses, and nothing is asked of an object: its class, or its class's
+    # class, may answer by code of the program's, and the object of a weak proxy may be gone.
+    kinds = {id(kind): kind for kind in map(type, made) if kind is not LastWords}
+    finalized = {number for number, kind in kinds.items() if _has_finalizer(kind)}
     ours = {id(stream.raw) for stream in _frozen.streams.streams}
-    doing = {id(thing) for thing in made if type(thing) in kinds} - ours
+    doing = {id(thing) for thing in made if id(type(thing)) in finalized} - ours
     if not doing:
         return False
     places = {id(thing): place for place, thing in enumerate(made)}
@@ -377,11 +386,16 @@ def _hung(own: list[ModuleType]) -> bool:
     return False
 
 
+def _has_finalizer(kind: type) -> bool:
+    return any("__del__" in _NAMES_OF_TYPE(base) for base in _BASES_OF_TYPE(kind))
+
+
 def _referents(owner: object) -> list[Any]:
     """What an object refers to; of a module what is in it. One of C code may visit objects that are dead
     and only kept for later use (CPython 3.12, Modules/_asynciomodule.c): a reference that is taken and
     dropped makes them die again."""
-    return [owner.__dict__] if isinstance(owner, type(sys)) else gc.get_referents(owner)
+    is_module = issubclass(type(owner), type(sys))
+    return [_NAMES_OF_MODULE(owner)] if is_module else gc.get_referents(owner)
 
 
 class LastWords:

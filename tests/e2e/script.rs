@@ -386,6 +386,37 @@ fn nothing_that_can_be_noticed_is_left_out_at_the_end() {
     });
 }
 
+/// Objects whose classes answer by code of the script's, which finalization has no question for.
+const NOT_TO_BE_ASKED: &str = r"
+import sys, threading, weakref
+class Noisy:
+    def __del__(self): print('del')
+def asked(*_): print('asked')
+class Meta(type):
+    __hash__ = None
+    def __eq__(self, other): asked()
+    def __getattribute__(self, name): asked()
+class Odd(metaclass=Meta): pass
+class Lazy(type(sys)):
+    def __getattribute__(self, name): asked()
+class Posing:
+    __class__ = property(asked)
+noisy, odd, lazy, posing = Noisy(), Odd(), Lazy('lazy'), Posing()
+gone = weakref.proxy(Noisy())
+print('end of script')
+";
+
+#[test]
+fn nothing_is_asked_of_the_scripts_objects_at_the_end() {
+    everywhere(|it| {
+        let last = "threading.Thread(target=threading.Event().wait, daemon=True).start()";
+        for script in [NOT_TO_BE_ASKED, &format!("{NOT_TO_BE_ASKED}{last}\n")] {
+            let outcome = it.python(["script.py"]).file("script.py", script).is_as_stock();
+            assert_eq!(outcome.succeeds().text(), "del\nend of script\ndel\n");
+        }
+    });
+}
+
 #[test]
 fn what_cannot_be_written_is_told_at_the_end() {
     everywhere(|it| {
