@@ -135,12 +135,12 @@ def _work(found: dict[str, Any]) -> Iterator[str]:
 
 def _goals(found: list[dict[str, Any]]) -> Iterator[str]:
     for row in found:
-        wanted = f"{row['relation']} {row['wanted']:g}"
-        if row["value"] is None:
-            told = f"{'not measured':<14}"
-        else:
-            told = f"{'reached' if row['reached'] else 'NOT REACHED':<14}{row['value']:>9.3g} {row['unit']}"
-        yield f"{row['what']:<66}{wanted:>8}  {told}"
+        if row["value"] is not None:
+            wanted = f"{row['relation']} {row['wanted']:g}"
+            told = "reached" if row["reached"] else "NOT REACHED"
+            yield f"{row['what']:<66}{row['value']:>9.3g} {row['unit']:<3}{wanted:>8}  {told}"
+    if missing := [row["what"] for row in found if row["value"] is None]:
+        yield f"not measured: {'; '.join(missing)}"
 
 
 def ratios(results: dict[str, Any]) -> list[dict[str, Any]]:
