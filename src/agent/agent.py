@@ -1434,6 +1434,8 @@ class Callbacks:
     Where the process leaves without a use for that memory, they are not called."""
 
     ONLY_MEMORY = (("h5py._conv", "unregister_converters"),)
+    ONLY_MEMORY_OF_AN_OBJECT = (("torch.library", "_del_library"),)
+    """Those that are called by a ``weakref.finalize`` of each of many objects."""
 
     def __init__(self) -> None:
         self.functions: list[Callable[[], object]] = []
@@ -1444,6 +1446,28 @@ class Callbacks:
             if function is not None:
                 atexit.unregister(function)
                 self.functions.append(function)
+        weakref: Any = sys.modules.get("weakref")
+        finalizers = list(weakref.finalize._registry) if weakref else []
+        functions = [
+            getattr(sys.modules.get(module), name, None)
+            for module, name in self.ONLY_MEMORY_OF_AN_OBJECT
+        ]
+        for finalizer in finalizers:
+            told = finalizer.peek()
+            if told and finalizer.atexit and any(told[1] is function for function in functions):
+                finalizer.atexit = False
+                self.functions.append(self.of(finalizer))
+
+    @staticmethod
+    def of(finalizer: Any) -> Callable[[], object]:
+        def finalize() -> None:
+            # Once it has called those that are due at exit, it calls none any more.
+            told = finalizer.detach()
+            if told:
+                _, function, arguments, options = told
+                function(*arguments, **options)
+
+        return finalize
 
     def thaw(self, start: Start) -> None:
         pass
