@@ -21,6 +21,7 @@ Start = Callable[[], Outcome]
 
 PYTHON = "python3 script"
 RUN = "run"
+SELF_CONTAINED = "run, self-contained image"
 ALL_WORK = "run --eager --full-exit"
 CRIU_ENGINE = "run --engine criu"
 CRIU_RESTORE = "criu restore, no script"

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .contestants import ALL_WORK, BARE, CRIU_ENGINE, CRIU_RESTORE, FORK, PASS, PYTHON, RUN, SEED
+from .contestants import FORK, PASS, PYTHON, RUN, SEED, SELF_CONTAINED
+from .goals import megabytes, ratio
 from .plot import duration
 from .subjects import ARRAYS, SUBJECTS
 
 BEGIN, END = "<!-- bench: written by scripts/bench -->", "<!-- bench: end -->"
-_ORDER = (PYTHON, SEED, CRIU_RESTORE, CRIU_ENGINE, ALL_WORK, FORK, PASS, BARE, RUN)
 
 
 def in_words(results: dict[str, Any]) -> str:
@@ -35,6 +35,8 @@ def in_words(results: dict[str, Any]) -> str:
             lines += ["", name, *(f"  {line}" for line in part(found))]
     if ratios := results.get("ratios"):
         lines += ["", "ratios", *(f"  {row['what']:<66}{row['value']:>9.3g} {row['unit']}" for row in ratios)]
+    if goals := results.get("goals"):
+        lines += ["", "to reach", *(f"  {line}" for line in _goals(goals))]
     return "\n".join(lines) + "\n"
 
 
@@ -96,7 +98,7 @@ def _memory(found: dict[str, Any]) -> Iterator[str]:
                 if why := row.get("left_out"):
                     told = why
                 else:
-                    told = f"private {row['private_kb'] / 1000:.1f} MB, PSS {row['pss_kb'] / 1000:.1f} MB, all together {row['all_pss_kb'] / 1000:.0f} MB"
+                    told = f"private {megabytes(row['private_kb']):.1f} MB, PSS {megabytes(row['pss_kb']):.1f} MB, all together {megabytes(row['all_pss_kb']):.0f} MB"
                 yield f"{SUBJECTS[subject].title:<28}{name:<16}{size:>3}: {told}"
 
 
@@ -114,7 +116,8 @@ def _first(found: dict[str, Any]) -> Iterator[str]:
         if why := row.get("left_out"):
             yield f"{SUBJECTS[subject].title:<28}{why}"
             continue
-        told = ", ".join(f"{name} {duration(row[name]['exit_ms'])}" for name in (RUN, PYTHON))
+        names = [name for name in (RUN, SELF_CONTAINED, PYTHON) if name in row]
+        told = ", ".join(f"{name} {duration(row[name]['exit_ms'])}" for name in names)
         yield f"{SUBJECTS[subject].title:<28}{told} ({row['means']})"
 
 
@@ -130,6 +133,16 @@ def _work(found: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def _goals(found: list[dict[str, Any]]) -> Iterator[str]:
+    for row in found:
+        if row["value"] is not None:
+            wanted = f"{row['relation']} {row['wanted']:g}"
+            told = "reached" if row["reached"] else "NOT REACHED"
+            yield f"{row['what']:<66}{row['value']:>9.3g} {row['unit']:<3}{wanted:>8}  {told}"
+    if missing := [row["what"] for row in found if row["value"] is None]:
+        yield f"not measured: {'; '.join(missing)}"
+
+
 def ratios(results: dict[str, Any]) -> list[dict[str, Any]]:
     """What the figures come to, in the few numbers that count."""
     rows: list[dict[str, Any]] = []
@@ -138,23 +151,19 @@ def ratios(results: dict[str, Any]) -> list[dict[str, Any]]:
         if value is not None:
             rows.append({"what": what, "value": value, "unit": unit})
 
-    def of(figures: dict[str, Any], one: str, other: str) -> float | None:
-        first, second = _exit(figures, one), _exit(figures, other)
-        return first / second if first and second else None
-
     for subject, figures in results.get("starts", {}).items():
         title = SUBJECTS[subject].title
-        put(f"{title}: run to python3 -c pass", of(figures, RUN, PASS))
-        put(f"{title}: python3 script to run", of(figures, PYTHON, RUN))
-        put(f"{title}: the fork server to run", of(figures, SEED, RUN))
-        put(f"{title}: run to fork in a warm process", of(figures, RUN, FORK))
+        put(f"{title}: run to python3 -c pass", ratio(figures, RUN, PASS))
+        put(f"{title}: python3 script to run", ratio(figures, PYTHON, RUN))
+        put(f"{title}: the fork server to run", ratio(figures, SEED, RUN))
+        put(f"{title}: run to fork in a warm process", ratio(figures, RUN, FORK))
     arrays = results.get("arrays", {})
-    put("4 GB of arrays to 0.1 GB, run", of(arrays, f"{RUN}, 4 GB", f"{RUN}, 0.1 GB"))
+    put("4 GB of arrays to 0.1 GB, run", ratio(arrays, f"{RUN}, 4 GB", f"{RUN}, 0.1 GB"))
     for subject, contestants in results.get("memory", {}).items():
         for name in (RUN, PYTHON):
             row = contestants.get(name, {}).get("10", {})
             if "private_kb" in row:
-                put(f"{SUBJECTS[subject].title}: private memory of each of ten, {name}", row["private_kb"] / 1000, "MB")
+                put(f"{SUBJECTS[subject].title}: private memory of each of ten, {name}", megabytes(row["private_kb"]), "MB")
     for subject, contestants in results.get("throughput", {}).items():
         put(f"{SUBJECTS[subject].title}: runs a second", contestants.get(RUN, {}).get("per_second"), "/s")
     for row in results.get("work", {}).values():
@@ -191,8 +200,8 @@ def _sentences(results: dict[str, Any]) -> Iterator[str]:
         ours, plain = (contestants.get(name, {}).get("10", {}) for name in (RUN, PYTHON))
         if "private_kb" in ours and "private_kb" in plain:
             yield (
-                f"{SUBJECTS[subject].title}, ten at once: {ours['private_kb'] / 1000:.1f} MB of private memory each, "
-                f"instead of {plain['private_kb'] / 1000:.0f} MB"
+                f"{SUBJECTS[subject].title}, ten at once: {megabytes(ours['private_kb']):.1f} MB of private memory each, "
+                f"instead of {megabytes(plain['private_kb']):.0f} MB"
             )
     for subject, contestants in results.get("throughput", {}).items():
         if RUN in contestants:
@@ -202,8 +211,11 @@ def _sentences(results: dict[str, Any]) -> Iterator[str]:
         for subject, row in results.get(key, {}).items():
             if RUN in row:
                 means = f" ({row['means']})" if key == "slow_disk" else ""
+                whole = ""
+                if SELF_CONTAINED in row:
+                    whole = f", {duration(row[SELF_CONTAINED]['exit_ms'])} with a self-contained image"
                 yield (
-                    f"{SUBJECTS[subject].title}, first run, {what}{means}: {duration(row[RUN]['exit_ms'])}, "
+                    f"{SUBJECTS[subject].title}, first run, {what}{means}: {duration(row[RUN]['exit_ms'])}{whole}, "
                     f"instead of {duration(row[PYTHON]['exit_ms'])}"
                 )
     for row in results.get("work", {}).values():

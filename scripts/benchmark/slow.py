@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from .contestants import PYTHON, RUN
+from .contestants import PYTHON, RUN, SELF_CONTAINED
 from .stopwatch import time_command
 from .subjects import Image, Unavailable, Workshop
 
@@ -31,16 +31,18 @@ def measure(workshop: Workshop, image: Image) -> dict[str, object]:
         place.mkdir()
         # The environment itself, not a copy: a mapped file's time and size are those of the image.
         (store / "environment").symlink_to(environment)
-        there = replace(
-            image,
-            python=str(place / "environment/bin" / Path(image.python).name),
-            path=place / "slow.img",
-        )
+        there = replace(image, python=str(place / "environment/bin" / Path(image.python).name))
         with mounted(store, place):
             there.snapshot(workshop.binary, store / "slow.img")
+            there.snapshot(workshop.binary, store / "whole.img", "--self-contained")
+
+        def ours(name: str) -> list[str]:
+            return [str(workshop.binary), "run", str(place / name), *there.arguments()]
+
         commands = {
             PYTHON: [there.python, *there.arguments()],
-            RUN: [str(workshop.binary), "run", str(there.path), *there.arguments()],
+            RUN: ours("slow.img"),
+            SELF_CONTAINED: ours("whole.img"),
         }
         told: dict[str, object] = {"means": f"FUSE, {DELAY * 1000:g} ms for each open and each read"}
         for name, words in commands.items():

@@ -162,12 +162,12 @@ class Image:
             return variables()
         return variables() | {"PYTHONPATH": str(self.script.parent)}
 
-    def snapshot(self, binary: Path, output: Path) -> None:
-        """Freezes it."""
+    def snapshot(self, binary: Path, output: Path, *more: str) -> None:
+        """Freezes it, with more options."""
         subject = self.subject
         options = ["--recipe", subject.recipe] if subject.recipe else []
         options += [word for module in subject.modules for word in ("--import", module)]
-        words = [binary, "snapshot", "--python", self.python, *options, "-o", output]
+        words = [binary, "snapshot", "--python", self.python, *options, *more, "-o", output]
         _quiet(words, self.environment(), "preloaded-criu snapshot has failed")
 
     def as_dict(self) -> dict[str, object]:

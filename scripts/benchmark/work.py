@@ -9,7 +9,7 @@ from .contestants import PYTHON, RUN
 from .stopwatch import time_command
 from .subjects import Image, Unavailable, Workshop
 
-REPETITIONS = 5
+REPETITIONS = 7
 
 _FOREST = """
 import numpy

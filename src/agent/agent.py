@@ -80,6 +80,11 @@ which CPython makes them."""
 _NO_MATTER = frozenset((b"PATH", b"PWD", b"OLDPWD", b"SHLVL", b"_"))
 """Variables that differ from run to run, and that imports look at for other programs' sake."""
 
+_BASES_OF_TYPE: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
+_NAMES_OF_TYPE: Callable[[type], Mapping[str, object]] = type.__dict__["__dict__"].__get__
+_NAMES_OF_MODULE: Callable[[object], dict[str, object]] = type(sys).__dict__["__dict__"].__get__
+"""What is in the objects themselves, whatever their classes say."""
+
 _frozen: Frozen
 _kept: list[object] = []
 """What must never be freed."""
@@ -102,7 +107,7 @@ def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
     _frozen = Frozen(job.get("preload"))
     reads = Reads(_frozen.environment)
     ledger = Ledger(report_fd, facts.get("orders"))
-    watch = Watch(_frozen.randomness.notes)
+    watch = Watch(_frozen.randomness.notes, _frozen.pools.notes)
     sys.meta_path.insert(0, watch)
     _import(job["imports"], report, ledger)
     for path in job.get("exec", ()):
@@ -312,8 +317,9 @@ def _leave() -> None:
         or _thread._count()
     ):
         _frozen.callbacks.call()
+        kinds = set(map(id, (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom)))
         for thing in gc.get_objects():
-            if type(thing) in (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom):
+            if id(type(thing)) in kinds:
                 _try(thing.flush)
         return
     # C code of the program's own may want to be called at exit, and that of the libraries is then too.
@@ -380,9 +386,12 @@ def _hung(own: list[ModuleType]) -> bool:
     it: by references that are not from within (Modules/gcmodule.c, subtract_refs)."""
     made = gc.get_objects()
     # Frozen objects are not among them, and are not to be looked at.
-    kinds = {kind for kind in set(map(type, made)) if hasattr(kind, "__del__")} - {LastWords}
+    # Types are told apart by their addresses, and nothing is asked of an object: its class, or its class's
+    # class, may answer by code of the program's, and the object of a weak proxy may be gone.
+    kinds = {id(kind): kind for kind in map(type, made) if kind is not LastWords}
+    finalized = {number for number, kind in kinds.items() if _has_finalizer(kind)}
     ours = {id(stream.raw) for stream in _frozen.streams.streams}
-    doing = {id(thing) for thing in made if type(thing) in kinds} - ours
+    doing = {id(thing) for thing in made if id(type(thing)) in finalized} - ours
     if not doing:
         return False
     places = {id(thing): place for place, thing in enumerate(made)}
@@ -416,11 +425,16 @@ def _hung(own: list[ModuleType]) -> bool:
     return False
 
 
+def _has_finalizer(kind: type) -> bool:
+    return any("__del__" in _NAMES_OF_TYPE(base) for base in _BASES_OF_TYPE(kind))
+
+
 def _referents(owner: object) -> list[Any]:
     """What an object refers to; of a module what is in it. One of C code may visit objects that are dead
     and only kept for later use (CPython 3.12, Modules/_asynciomodule.c): a reference that is taken and
     dropped makes them die again."""
-    return [owner.__dict__] if isinstance(owner, type(sys)) else gc.get_referents(owner)
+    is_module = issubclass(type(owner), type(sys))
+    return [_NAMES_OF_MODULE(owner)] if is_module else gc.get_referents(owner)
 
 
 class LastWords:
@@ -457,11 +471,11 @@ class Frozen:
     def __init__(self, preload: str | None) -> None:
         self.environment = environment = Environment(preload)
         locale = Locale(environment)
+        self.pools = pools = Pools(environment)
         self.randomness = Randomness()
         self.callbacks = Callbacks()
         self.streams = Streams(locale)
         self.hooks = Hooks()
-        self.pools = pools = Pools(environment)
         self.parts: list[Part] = [
             environment,
             locale,
@@ -1391,14 +1405,31 @@ class Pools:
     """By the name of the file: functions that set the number, and variables, the first one first."""
     OTHERS = ("torch", "tensorflow", "jax", "numba")
     """Packages with pools of their own that look at the same variables."""
+    OF_TORCH = (b"MKL_NUM_THREADS", b"OMP_NUM_THREADS")
+    """Variables by which PyTorch is told a number."""
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
         self.pools: list[tuple[Callable[[int], object], Sequence[bytes]]] = []
+        self.torch: Callable[[int], object] | None = None
+        self.torch_threads = 0
+        self.notes: dict[str, Callable[[Any], None]] = {"torch": self.note_torch}
+
+    def note_torch(self, module: Any) -> None:
+        # It decides when it is first asked.
+        self.torch_threads = module.get_num_threads()
 
     def settle(self) -> None:
+        self.processors = len(os.sched_getaffinity(0))
+        self.find_libraries()
+        torch: Any = sys.modules.get("torch")
+        told = any(self.environment.data.get(name) for name in self.OF_TORCH)
+        if torch and not told and torch.get_num_threads() == self.torch_threads:
+            self.torch = torch.set_num_threads
+
+    def find_libraries(self) -> None:
         ctypes: Any = sys.modules.get("ctypes")
-        if ctypes is None or any(name in sys.modules for name in self.OTHERS):
+        if ctypes is None:
             return
         files = {line.split(None, 5)[-1].strip() for line in _read("/proc/self/maps").splitlines()}
         for path in sorted(files):
@@ -1411,10 +1442,11 @@ class Pools:
                     self.pools.clear()
                     return
                 self.pools.append((getattr(library, function), variables))
-        self.processors = len(os.sched_getaffinity(0))
 
     def variables(self) -> set[bytes]:
         """Those that need not be as they were."""
+        if any(name in sys.modules for name in self.OTHERS):
+            return set()
         return {name for _, variables in self.pools for name in variables}
 
     @staticmethod
@@ -1423,7 +1455,7 @@ class Pools:
         return next((number for number in given if number), processors)
 
     def thaw(self, start: Start) -> None:
-        if not self.pools:
+        if not self.pools and self.torch is None:
             return
         processors = len(os.sched_getaffinity(0))
         for function, variables in self.pools:
@@ -1431,6 +1463,9 @@ class Pools:
             now = self.number(start.environ, variables, processors)
             if now != before:
                 function(now)
+        if self.torch is not None and processors != self.processors:
+            # Of two hardware threads of one core it uses one.
+            self.torch(max(1, self.torch_threads * processors // self.processors))
 
 
 class Callbacks:
@@ -1438,6 +1473,8 @@ class Callbacks:
     Where the process leaves without a use for that memory, they are not called."""
 
     ONLY_MEMORY = (("h5py._conv", "unregister_converters"),)
+    ONLY_MEMORY_OF_AN_OBJECT = (("torch.library", "_del_library"),)
+    """Those that are called by a ``weakref.finalize`` of each of many objects."""
 
     def __init__(self) -> None:
         self.functions: list[Callable[[], object]] = []
@@ -1448,6 +1485,28 @@ class Callbacks:
             if function is not None:
                 atexit.unregister(function)
                 self.functions.append(function)
+        weakref: Any = sys.modules.get("weakref")
+        finalizers = list(weakref.finalize._registry) if weakref else []
+        functions = [
+            getattr(sys.modules.get(module), name, None)
+            for module, name in self.ONLY_MEMORY_OF_AN_OBJECT
+        ]
+        for finalizer in finalizers:
+            told = finalizer.peek()
+            if told and finalizer.atexit and any(told[1] is function for function in functions):
+                finalizer.atexit = False
+                self.functions.append(self.of(finalizer))
+
+    @staticmethod
+    def of(finalizer: Any) -> Callable[[], object]:
+        def finalize() -> None:
+            # Once it has called those that are due at exit, it calls none any more.
+            told = finalizer.detach()
+            if told:
+                _, function, arguments, options = told
+                function(*arguments, **options)
+
+        return finalize
 
     def thaw(self, start: Start) -> None:
         pass
@@ -1647,10 +1706,13 @@ class HooksLoader:
 
 
 class Watch:
-    """A finder that has a function called as soon as a module has been imported."""
+    """A finder that has functions called as soon as a module has been imported."""
 
-    def __init__(self, notes: dict[str, Callable[[Any], None]]) -> None:
-        self.notes = notes
+    def __init__(self, *tables: dict[str, Callable[[Any], None]]) -> None:
+        self.notes: dict[str, list[Callable[[Any], None]]] = {}
+        for table in tables:
+            for name, note in table.items():
+                self.notes.setdefault(name, []).append(note)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -1669,7 +1731,7 @@ class Watch:
 class WatchedLoader:
     """Stands in for a module's loader until it loads."""
 
-    def __init__(self, spec: ModuleSpec, notes: dict[str, Callable[[Any], None]]) -> None:
+    def __init__(self, spec: ModuleSpec, notes: dict[str, list[Callable[[Any], None]]]) -> None:
         self.spec = spec
         self.loader: Any = spec.loader
         self.notes = notes
@@ -1683,8 +1745,7 @@ class WatchedLoader:
     def exec_module(self, module: ModuleType) -> None:
         self.spec.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
-        note = self.notes.pop(self.spec.name, None)
-        if note:
+        for note in self.notes.pop(self.spec.name, ()):
             note(module)
 
 

@@ -52,6 +52,30 @@ print("end")
         self.assertEqual(lines[:4], ["end", "atexit", "finalize", "atexit of the image"])
         self.assertEqual(sorted(lines[4:]), ["cycle True", "generator", "one True"])
 
+    def test_nothing_is_asked_of_what_the_program_has_made(self) -> None:
+        # What finalization does not do, leaving must not do either.
+        program = """
+import sys, weakref
+class Loud:
+    def __del__(self): print("gone")
+class Shared: pass
+def asked(*_): print("asked")
+class Meta(type):
+    def __eq__(self, other): asked()
+    __hash__ = None
+    def __getattribute__(self, name): asked()
+class Odd(metaclass=Meta): pass
+class Lazy(type(sys)):
+    def __getattribute__(self, name): asked()
+class Posing:
+    __class__ = property(asked)
+loud, odd, lazy, posing = Loud(), Odd(), Lazy("lazy"), Posing()
+kept = weakref.proxy(Shared())
+print("end")
+"""
+        result = run(program)
+        self.assertEqual((result.out, result.err), ("end\ngone\n", ""))
+
     def test_no_data_is_lost(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "file")

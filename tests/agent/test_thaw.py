@@ -420,6 +420,39 @@ class Locales(unittest.TestCase):
             self.assertIn("LC_CTYPE coerced to C.UTF-8", result.err)
 
 
+class Pools(unittest.TestCase):
+    # As PyTorch has it on a machine whose four processors are two cores.
+    TORCH = """
+import os
+threads = 2
+def get_num_threads(): return threads
+def set_num_threads(number):
+    global threads
+    threads = number
+initial_seed = int
+default_generator = type("Generator", (), {"seed": lambda self: None})()
+frozen = os.getpid()
+os.sched_getaffinity = lambda process: range(4 if os.getpid() == frozen else processors)
+"""
+
+    def threads(self, processors: int, code: str = "import torch", **environ: str) -> object:
+        image = freeze(
+            "import torch; say(torch.threads)",
+            imports=["user"],
+            modules={"torch": f"{self.TORCH}processors = {processors}\n", "user": code},
+            frozen_environ=environ,
+        )
+        return image.only().said
+
+    def test_pytorch_has_what_this_process_may_use(self) -> None:
+        for processors, wanted in ((4, 2), (2, 1), (1, 1), (8, 4)):
+            self.assertEqual(self.threads(processors), wanted, processors)
+
+    def test_but_what_was_chosen_stays(self) -> None:
+        self.assertEqual(self.threads(1, "import torch\ntorch.set_num_threads(3)"), 3)
+        self.assertEqual(self.threads(1, OMP_NUM_THREADS="2"), 2)
+
+
 class Threads(unittest.TestCase):
     PROGRAM = """
 import sys, threading, time

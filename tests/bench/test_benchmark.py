@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from benchmark import plot, report, starts  # noqa: E402
+from benchmark import goals, plot, report, starts  # noqa: E402
 from benchmark.contestants import PASS, PYTHON, RUN, SEED  # noqa: E402
 from benchmark.stopwatch import is_due, time_command, time_in_terminal, turns  # noqa: E402
 from benchmark.subjects import SUBJECTS, Unavailable  # noqa: E402
@@ -108,6 +108,20 @@ class Report(unittest.TestCase):
         self.assertEqual(found["TensorFlow: run to python3 -c pass"], 0.5)
         self.assertEqual(found["TensorFlow: python3 script to run"], 500)
         self.assertEqual(found["TensorFlow: runs a second"], 312)
+
+    def test_goals_are_reached_or_not_or_not_measured(self) -> None:
+        memory = {"1": {"private_kb": 30_000}, "10": {"private_kb": 2_000}, "50": {"left_out": "no memory"}}
+        results = {**self.RESULTS, "memory": {"tensorflow": {RUN: memory}}}
+        results["starts"] = {"tensorflow": figures(python=3992, run=8, floor=16, seed=800)}
+        found = {row["what"]: (row["value"], row["reached"]) for row in goals.goals(results)}
+        self.assertEqual(found["TensorFlow: run to python3 -c pass"], (0.5, True))
+        self.assertEqual(found["TensorFlow: python3 script to run"], (499, False))
+        self.assertEqual(found["TensorFlow: runs a second"], (312, True))
+        self.assertEqual(found["TensorFlow: private memory of each further run at once"], (2.048, True))
+        self.assertEqual(found["nothing: run to python3 -c pass"], (None, False))
+        text = report.in_words({**self.RESULTS, "goals": goals.goals(results)})
+        for expected in ("NOT REACHED", "not measured", "reached"):
+            self.assertIn(expected, text)
 
     def test_words_have_every_part(self) -> None:
         text = report.in_words(self.RESULTS)

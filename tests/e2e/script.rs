@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::run::Python;
 use crate::support::{
-    Context, Recipe, everywhere, for_everyone, shared, with_every_python, without_addresses,
+    Context, Recipe, everywhere, for_everyone, once, shared, with_every_python, without_addresses,
 };
 
 /// Shows the interpreter from within.
@@ -383,6 +383,72 @@ fn nothing_that_can_be_noticed_is_left_out_at_the_end() {
                 it.python(["script.py"]).file("script.py", script).file("script_module.py", "");
             run.options(options).is_as_stock().succeeds();
         }
+    });
+}
+
+/// Objects whose classes answer by code of the script's, which finalization has no question for.
+const NOT_TO_BE_ASKED: &str = r"
+import sys, threading, weakref
+class Noisy:
+    def __del__(self): print('del')
+def asked(*_): print('asked')
+class Meta(type):
+    __hash__ = None
+    def __eq__(self, other): asked()
+    def __getattribute__(self, name): asked()
+class Odd(metaclass=Meta): pass
+class Lazy(type(sys)):
+    def __getattribute__(self, name): asked()
+class Posing:
+    __class__ = property(asked)
+noisy, odd, lazy, posing = Noisy(), Odd(), Lazy('lazy'), Posing()
+gone = weakref.proxy(Noisy())
+print('end of script')
+";
+
+#[test]
+fn nothing_is_asked_of_the_scripts_objects_at_the_end() {
+    everywhere(|it| {
+        let last = "threading.Thread(target=threading.Event().wait, daemon=True).start()";
+        for script in [NOT_TO_BE_ASKED, &format!("{NOT_TO_BE_ASKED}{last}\n")] {
+            let outcome = it.python(["script.py"]).file("script.py", script).is_as_stock();
+            assert_eq!(outcome.succeeds().text(), "del\nend of script\ndel\n");
+        }
+    });
+}
+
+/// A library that gives back the memory of its objects.
+const GIVES_BACK: &str = r"
+import sys, types, weakref
+def _del_library(name): print('given back', name)
+sys.modules['torch.library'] = types.ModuleType('torch.library')
+sys.modules['torch.library']._del_library = _del_library
+class Library:
+    def __init__(self, name): weakref.finalize(self, _del_library, name)
+libraries = [Library('one'), Library('two')]
+";
+
+#[test]
+fn memory_is_not_given_back_at_the_end_only() {
+    once(|it| {
+        it.file("gives_back.py", GIVES_BACK);
+        it.snapshot(["--import", "gives_back", "--force", "-o", "gives_back.img"])
+            .args(["--python".as_ref(), it.seat.python.path.as_os_str()])
+            .run()
+            .succeeds();
+        let image = it.keep("gives_back.img");
+        let run = |script: &str, options: &[&str]| {
+            let run = it.python(["script.py"]).file("gives_back.py", GIVES_BACK);
+            let run = run.file("script.py", script).image(image.clone()).options(options);
+            run.thaw().succeeds().text()
+        };
+        let script = "import gives_back; print('end')";
+        assert_eq!(run(script, &[]), "end\n");
+        let all = "end\ngiven back two\ngiven back one\n";
+        assert_eq!(run(script, &["--full-exit"]), all);
+        let own = "import gives_back; own = gives_back.Library('own'); del gives_back.libraries[0]";
+        assert_eq!(run(own, &[]), "given back one\ngiven back own\n");
+        std::fs::remove_file(image).unwrap();
     });
 }
 

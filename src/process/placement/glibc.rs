@@ -58,10 +58,13 @@ pub(super) fn claim_heaps(
 ) -> Result<Option<Books>, ProcessError> {
     let mut window = Window::new(memory);
     let layout = &memory.process().layout;
-    // Where the heap lies low, many numbers look like its start: the right one is where chunks are.
+    // Many numbers look like the heap's start: the right one is where chunks are. Another may happen to be
+    // the address of a later chunk (1,000,000,000 in CPython's data), so the one that begins first counts.
     let mut books = None;
     let mut heap = None;
-    for candidate in candidates(memory, &mut window)? {
+    let mut candidates = candidates(memory, &mut window)?;
+    candidates.sort_by_key(|candidate| candidate.base);
+    for candidate in candidates {
         heap = brk_heap(&mut window, candidate.base, layout.brk)?;
         if heap.is_some() {
             books = Some(candidate);

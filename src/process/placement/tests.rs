@@ -337,6 +337,18 @@ fn before_malloc_s_first_chunk_the_heap_is_somebody_else_s() {
     );
 }
 
+#[test]
+fn data_that_looks_like_malloc_s_account_does_not_take_its_place() {
+    let mut world = World::new();
+    world.library(0x10_0000);
+    world.heap(HEAP, HEAP + 0x4000);
+    world.chunks(HEAP, &[0x1000, 0x1000, 0x2000]);
+    world.touch(HEAP..HEAP + 0x4000);
+    world.books(0x10_2100, HEAP + 0x2000, 0, 0);
+    world.books(0x10_2200, HEAP, 0, 0);
+    assert_eq!(world.pages()[1..], [(HEAP, 4, How::Map, Why::BrkHeap)]);
+}
+
 const ARENA: u64 = 64 << 20;
 
 impl World {
