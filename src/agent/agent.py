@@ -1889,8 +1889,6 @@ def _check_python(report: Report) -> None:
     name, version = sys.implementation.name, ".".join(map(str, sys.version_info[:3]))
     if name != "cpython" or not _OLDEST <= sys.version_info[:2] <= _NEWEST:
         report.refused([(f"{name} {version}, which is not CPython 3.10 to 3.13", "python")])
-    if "t" in sys.abiflags:
-        report.refused([(f"a free-threaded CPython {version}", "python")])
 
 
 def _import(names: Sequence[str], report: Report, ledger: Ledger) -> None:

@@ -196,6 +196,23 @@ fn the_interpreter_is_chosen_as_said() {
 }
 
 #[test]
+fn a_free_threaded_interpreter_is_refused_with_the_one_to_take() {
+    for_makers(|it| {
+        // It answers what such a build does.
+        let script = "#!/bin/sh\nshift 2\nexec /usr/bin/python3 -S -c \"import sys; sys.abiflags = 't'\n$1\"\n";
+        let python = it.file("python3t", script);
+        fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
+        let (major, minor) = it.seat.python.version;
+        let outcome = it.snapshot(["--python"]).args([python]).run();
+        outcome.is_refused(&[
+            &format!("is a free-threaded CPython {major}.{minor}"),
+            &format!("--python: python{major}.{minor},"),
+        ]);
+        assert!(!it.work().join("snap.img").exists());
+    });
+}
+
+#[test]
 fn both_ways_to_isolate_give_images_that_run_alike() {
     for_makers(|it| {
         let ways: &[&str] = if it.seat.who == Who::Root {
