@@ -93,8 +93,7 @@ impl fmt::Display for Ending {
     }
 }
 
-const LIMITS: &str =
-    "look at the limits on processes (ulimit -u; of a container: --pids-limit) and on memory";
+const LIMITS: &str = "look at the limits on processes (ulimit -u; of a container: --pids-limit; sysctl kernel.pid_max) and on memory";
 
 /// Whether a program was not executed for want of processes or memory: then it is not the program's fault,
 /// and another one would not be executed either.

@@ -85,7 +85,7 @@ impl Explain for ThroughCriuError {
                 "mount /proc: the state of this process is read there".into()
             }
             Self::System { .. } => {
-                "look at the limits on processes (ulimit -u; of a container: --pids-limit), \
+                "look at the limits on processes (ulimit -u; of a container: --pids-limit; sysctl kernel.pid_max), \
                  descriptors and memory"
                     .into()
             }
