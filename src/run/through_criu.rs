@@ -191,14 +191,15 @@ fn restore(
         directory: working_directory(),
     })
     .map_err(system("prepare the script's orders"))?;
+    let Pages { own, others } = pages(launch.image)?;
     let plan = Restore {
         archive,
         image: launch.image.file(),
         image_path: fs::canonicalize(launch.image.path())
             .map_err(system("find the image's place"))?,
         parts: parts(view, eager),
-        copies: copies(launch.image, view, eager)?,
-        others: others(launch.image)?,
+        copies: copies(&own, view, eager),
+        others,
         advice: view
             .advices()
             .filter(|advice| advice.call != PROTECT)
@@ -288,33 +289,34 @@ fn parts(view: &PlanView<'_>, eager: bool) -> Vec<Part> {
     parts
 }
 
-/// The pages of the frozen process itself: its are the first in the image.
-fn own_pages(image: &Image) -> Result<Vec<PageRun>, ImageError> {
-    let mut pages = image.pages()?;
-    let own = pages.first().map(|run| run.pages_id);
-    pages.retain(|run| Some(run.pages_id) == own);
-    Ok(pages)
+/// The pages in the image.
+struct Pages {
+    /// Those of the frozen process itself.
+    own: Vec<PageRun>,
+    /// Those of the processes that it has started, by the N of their `pages-N.img`.
+    others: BTreeMap<u32, Vec<Copied>>,
 }
 
-/// The pages of the processes that it has started.
-fn others(image: &Image) -> Result<BTreeMap<u32, Vec<Copied>>, ImageError> {
+/// Reads where they are: the frozen process's are the first.
+fn pages(image: &Image) -> Result<Pages, ImageError> {
     let pages = image.pages()?;
-    let own = pages.first().map(|run| run.pages_id);
+    let first = pages.first().map(|run| run.pages_id);
+    let (own, rest): (Vec<_>, Vec<_>) =
+        pages.into_iter().partition(|run| Some(run.pages_id) == first);
     let mut others: BTreeMap<u32, Vec<Copied>> = BTreeMap::new();
-    for run in pages.into_iter().filter(|run| Some(run.pages_id) != own) {
-        let range = run.address..run.address + run.length;
-        others.entry(run.pages_id).or_default().push(Copied { range, offset: run.offset });
+    for run in rest {
+        others.entry(run.pages_id).or_default().push(copied(&run));
     }
-    Ok(others)
+    Ok(Pages { own, others })
+}
+
+fn copied(run: &PageRun) -> Copied {
+    Copied { range: run.address..run.address + run.length, offset: run.offset }
 }
 
 /// What is copied in a native restore too, but for the signal frames, which CRIU makes itself; and
 /// the vDSO, which CRIU compares with the kernel's.
-fn copies(
-    image: &Image,
-    view: &PlanView<'_>,
-    eager: bool,
-) -> Result<Vec<Copied>, ThroughCriuError> {
+fn copies(own: &[PageRun], view: &PlanView<'_>, eager: bool) -> Vec<Copied> {
     let whole = |number: u64| number.is_multiple_of(PAGE);
     let mut copies: Vec<Copied> = view
         .copies()
@@ -327,17 +329,16 @@ fn copies(
         offset: mapping.offset,
     }));
     let specials: Vec<_> = view.specials().collect();
-    for run in own_pages(image)? {
+    for run in own {
         let is_special = |special: &restore_plan::Special| {
             (special.start..special.start + special.length).contains(&run.address)
         };
         if specials.iter().any(is_special) {
-            let range = run.address..run.address + run.length;
-            copies.push(Copied { range, offset: run.offset });
+            copies.push(copied(run));
         }
     }
     copies.sort_unstable_by_key(|copy| copy.range.start);
-    Ok(copies)
+    copies
 }
 
 fn strings(arguments: &[OsString]) -> Result<Vec<CString>, ThroughCriuError> {
