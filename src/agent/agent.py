@@ -1804,6 +1804,7 @@ class Ledger:
         self.started: dict[int, dict[str, str]] = {}
         self.mapped: dict[int, dict[str, str]] = {}
         self.timed: dict[int, dict[str, str]] = {}
+        self.filtered: dict[int, dict[str, str]] = {}
         self.look("python")
 
     def look(self, owner: str) -> None:
@@ -1812,6 +1813,7 @@ class Ledger:
         self.started = self.update(self.started, self.children(), owner)
         self.mapped = self.update(self.mapped, self.shared_mappings(), owner)
         self.timed = self.update(self.timed, self.timers(), owner)
+        self.filtered = self.update(self.filtered, self.filters(), owner)
 
     @staticmethod
     def update(
@@ -1859,6 +1861,17 @@ class Ledger:
         kinds = (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF)
         return {kind: "timer" for kind in kinds if any(_signal.getitimer(kind))}
 
+    @staticmethod
+    def filters() -> dict[int, str]:
+        """The seccomp filters by their numbers in the order of their coming (proc_pid_status(5))."""
+        most = 0
+        for thread in os.listdir("/proc/self/task"):
+            lines = _read(f"/proc/self/task/{thread}/status").splitlines()
+            status = dict(line.partition(":")[::2] for line in lines)
+            # Linux tells how many there are since 5.9.
+            most = max(most, int(status.get("Seccomp_filters", status.get("Seccomp", 0))))
+        return {number: "a seccomp filter" for number in range(1, most + 1)}
+
     def mappings(self) -> list[dict[str, object]]:
         return [{"address": start, "owner": entry["owner"]} for start, entry in self.mapped.items()]
 
@@ -1880,6 +1893,9 @@ class Ledger:
                     found.append((f"an open socket (descriptor {number})", entry["owner"]))
             elif entry["target"].startswith("/dev/nvidia"):
                 found.append((f"an initialised CUDA device ({entry['target']})", entry["owner"]))
+        # Those that were there before the imports are the caller's.
+        owners = dict.fromkeys(entry["owner"] for entry in self.filtered.values())
+        found += [("a seccomp filter", owner) for owner in owners if owner != "python"]
         for entry in () if lenient else self.started.values():
             found.append((f"a child process: {entry['target']}", entry["owner"]))
         return found

@@ -188,6 +188,8 @@ fn advice(refusals: &[Refusal]) -> &'static str {
     } else if some("CUDA") || some("GPU") {
         "a GPU's memory is not in the process: leave its initialisation to the script, or hide the \
          GPU from the imports (--env CUDA_VISIBLE_DEVICES=)"
+    } else if some("seccomp filter") {
+        "nobody can take a filter away again: let the script install it, not the import"
     } else if some("socket") {
         "let the module connect when it is used, not when it is imported, or close the connection in \
          an --exec file; a pair within the process can be frozen for CRIU's own restore: --engine criu"
