@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::support::image::{arguments, copy};
 use crate::support::{
-    Context, Outcome, Recipe, as_root, everywhere, for_everyone, for_makers, once, shared,
+    Context, Engine, Outcome, Recipe, as_root, everywhere, for_everyone, for_makers, once, shared,
 };
 
 const HEADER: usize = 4096;
@@ -186,12 +186,22 @@ fn other_format_versions() {
 #[test]
 fn another_machine() {
     for_everyone(|it| {
-        run(it, &alter(it, |check| check.machine.vdso ^= 1)).is_refused(&["kernel", "snapshot"]);
+        let run = |image: PathBuf| {
+            // A CRIU that is started would say so.
+            let criu = criu_that(it, "touch started; exit 1");
+            let run = it.program(["run"]).args(Engine::tested().option()).args([image]);
+            let run = run.args(["-c", "print('ran')"]).env("PRELOADED_CRIU_CRIU", criu);
+            let outcome = run.run();
+            assert!(!it.work().join("started").exists(), "{outcome:?}");
+            outcome
+        };
+        run(alter(it, |check| check.machine.vdso ^= 1)).is_refused(&["kernel", "snapshot"]);
         let lacking = alter(it, |check| check.machine.cpu.words = [u32::MAX; 7]);
-        run(it, &lacking).is_refused(&["processor", "snapshot"]);
-        run(it, &alter(it, |check| check.machine.cpu.state_bytes += 64)).is_refused(&["processor"]);
-        let same = alter(it, |_| ());
-        assert_eq!(run(it, &same).succeeds().text(), "ran\n");
+        run(lacking).is_refused(&["processor", "snapshot"]);
+        run(alter(it, |check| check.machine.cpu.state_bytes += 64)).is_refused(&["processor"]);
+        alter(it, |_| ());
+        let same = it.code("print('ran')").image(it.keep("copy.img")).thaw();
+        assert_eq!(same.succeeds().text(), "ran\n");
     });
 }
 
