@@ -95,6 +95,9 @@ impl fmt::Display for Ending {
 
 const LIMITS: &str = "look at the limits on processes (ulimit -u; of a container: --pids-limit; sysctl kernel.pid_max) and on memory";
 
+const MEMORY: &str =
+    "raise the memory limits (ulimit -v, -d; of a container: --memory; sysctl vm.max_map_count)";
+
 /// Whether a program was not executed for want of processes or memory: then it is not the program's fault,
 /// and another one would not be executed either.
 pub(super) fn is_want(error: &io::Error) -> bool {
@@ -102,12 +105,15 @@ pub(super) fn is_want(error: &io::Error) -> bool {
 }
 
 /// Parts of CRIU's messages, and what can be done about them.
-const ADVICE: [(&str, &str); 10] = [
+const ADVICE: [(&str, &str); 12] = [
     (
         "No space left on device",
         "point TMPDIR at a directory with room for the memory of the process",
     ),
     ("Resource temporarily unavailable", LIMITS),
+    ("Cannot allocate memory", MEMORY),
+    // -ENOMEM (criu/pie/restorer.c).
+    ("0xfffffffffffffff4", MEMORY),
     // It was not forked (criu/vdso.c).
     ("Compat vdso helper", LIMITS),
     ("sysctl", "it has to see /proc/sys: in a container, do not mask it"),

@@ -143,6 +143,10 @@ impl SnapshotError {
 /// What python prints where the agent does not find its first module beyond the built-in ones.
 const NO_JSON: &str = "No module named 'json'";
 
+/// What Python, the resident (before there is a Python to say it) and the C++ library print for want of
+/// memory.
+const TOO_LITTLE: [&str; 3] = ["MemoryError", "cannot read the agent", "std::bad_alloc"];
+
 impl Explain for SnapshotError {
     fn hint(&self) -> String {
         match self {
@@ -167,6 +171,10 @@ impl Explain for SnapshotError {
             Self::Ended { output, .. } if output.contains(NO_JSON) => {
                 "install the interpreter's whole standard library (Debian: python3, not \
                  python3-minimal alone)"
+                    .to_owned()
+            }
+            Self::Ended { output, .. } if TOO_LITTLE.iter().any(|part| output.contains(part)) => {
+                "it lacks memory: raise the limits (ulimit -v, -d; of a container: --memory), or import less"
                     .to_owned()
             }
             Self::Ended { .. } => {
