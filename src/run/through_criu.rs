@@ -8,7 +8,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 
 use nix::errno::Errno;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
@@ -128,28 +130,54 @@ pub(super) fn run(launch: &Launch<'_>) -> Result<i32, ThroughCriuError> {
     crate::sys::fill_standard_descriptors();
     let held = Held::hold().map_err(system("hold signals back"))?;
     let mut witness = Witness::start().map_err(system("start a process"))?;
+    let restored = bring_back(launch, &caller, &inherited, &held).or_else(|error| {
+        // CRIU ends of such a signal too, and what is said of that does not matter.
+        held.fatal().map(Restored::Ended).ok_or(error)
+    })?;
+    let status = match restored {
+        Restored::Ended(signal) => ExitStatus::from_raw(signal),
+        Restored::Script(script, orders) => {
+            hand_down(script, &mut witness, &held);
+            // Where the script has ended already, its status says more.
+            let _ = orders.send();
+            let_go(&inherited);
+            supervise(script, &mut witness, &held).map_err(system("wait for the script"))?
+        }
+    };
+    drop(witness);
+    Ok(end_alike(status, held))
+}
+
+/// Finds CRIU and has it restore the process.
+fn bring_back(
+    launch: &Launch<'_>,
+    caller: &Caller,
+    inherited: &[i32],
+    signals: &Held,
+) -> Result<Restored, ThroughCriuError> {
     let criu = criu::find(None)?;
     let archive = launch.image.criu_files()?;
     let mut attempt = 1;
-    let (script, orders) = loop {
-        match restore(launch, &criu, &archive, &caller, &inherited) {
+    loop {
+        match restore(launch, &criu, &archive, caller, inherited, signals) {
             // Somebody has taken a number in the moment between.
             Err(error) if attempt < ATTEMPTS && is_race(&error) => attempt += 1,
-            other => break other?,
+            other => return other,
         }
-    };
-    hand_down(script, &mut witness, &held);
-    // Where the script has ended already, its status says more.
-    let _ = orders.send();
-    let_go(&inherited);
-    let status = supervise(script, &mut witness, &held).map_err(system("wait for the script"))?;
-    drop(witness);
-    Ok(end_alike(status, held))
+    }
 }
 
 fn is_race(error: &ThroughCriuError) -> bool {
     let ThroughCriuError::Criu(CriuError::NotRestored(reason)) = error else { return false };
     TAKEN.iter().any(|part| reason.text.contains(part))
+}
+
+/// What came of an attempt.
+enum Restored {
+    /// The script waits for its orders.
+    Script(Pid, Orders),
+    /// A signal came that would have ended an interpreter that was starting: there is no script.
+    Ended(i32),
 }
 
 /// One attempt.
@@ -159,7 +187,8 @@ fn restore(
     archive: &Archive,
     caller: &Caller,
     inherited: &[i32],
-) -> Result<(Pid, Orders), ThroughCriuError> {
+    signals: &Held,
+) -> Result<Restored, ThroughCriuError> {
     let view = launch.view;
     let eager = launch.options & restore_plan::OPTION_EAGER != 0;
     let places = places();
@@ -234,6 +263,12 @@ fn restore(
     };
     drop(worker);
     let status = running.wait().ok();
+    // What is sent to the group from here on, the script has itself; CRIU may have ended of it before.
+    if let Some(signal) = signals.fatal() {
+        held.take();
+        orphans.end();
+        return Ok(Restored::Ended(signal));
+    }
     let restored = answer
         .map_err(CriuError::Connection)
         .and_then(|answer| criu::restore::judge(answer, status, &directory));
@@ -243,7 +278,7 @@ fn restore(
         // What CRIU was at when it ended: half a process, a probe of the kernel.
         orphans.end();
     }
-    Ok((Pid::from_raw(restored?), orders))
+    Ok(Restored::Script(Pid::from_raw(restored?), orders))
 }
 
 /// Where a directory may be made, in memory first, under a name that nobody can guess.

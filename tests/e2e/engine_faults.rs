@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 
 use crate::support::run::{Command, Outcome};
 use crate::support::{Context, Recipe, Seat, Who, as_root, image};
+use crate::terminal::visit;
 
 /// The CRIU that is used here.
 fn criu(it: &Context) -> String {
@@ -308,5 +310,53 @@ fn children_that_the_launcher_was_left_with_live() {
         assert!(stat.contains("(sleep) S"), "{stat}");
         let ended = std::process::Command::new("/bin/kill").arg(child.trim()).status().unwrap();
         assert!(ended.success());
+    });
+}
+
+/// The terminal's interrupt comes when CRIU has been started for the time of that number and has not begun:
+/// this line of bash says so, and goes on when there is a file `go`.
+fn waiting(time: u32) -> String {
+    format!(
+        "[ $time = {time} ] && {{ echo starting >/dev/tty; until [ -e go ]; do sleep 0.01; done; }}"
+    )
+}
+
+#[test]
+fn control_c_while_criu_restores_ends_the_run() {
+    as_root(|it| {
+        // CRIU dies of it too, also when it is asked for its version; or it restores the process to its end.
+        for lines in [waiting(1), waiting(2), format!("trap '' INT; {}", waiting(2))] {
+            let criu = Interposed::new(it, &lines);
+            let run = criu.run(it, &it.image(Recipe::Lively), "print('ran')");
+            let seen = visit(it, &run, &|terminal, _| {
+                terminal.wait_for("starting\r\n");
+                terminal.press("\x03");
+                terminal.wait_for("^C");
+                it.file("go", "");
+            });
+            assert_eq!(seen.status.signal(), Some(2), "{seen:?}");
+            assert!(seen.modes_are_kept && !format!("{seen:?}").contains("ran\\r"), "{seen:?}");
+            for name in ["go", "count"] {
+                fs::remove_file(it.work().join(name)).unwrap();
+            }
+            it.nothing_is_left();
+        }
+    });
+}
+
+#[test]
+fn control_c_that_is_ignored_does_not_end_a_run_by_criu() {
+    as_root(|it| {
+        let criu = Interposed::new(it, &format!("trap '' INT; {}", waiting(2)));
+        let code = "import signal; print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN, 'ran')";
+        let run = criu.run(it, &it.image(Recipe::Lively), code);
+        let seen = visit(it, &run.shell("trap '' INT; exec \"$@\""), &|terminal, _| {
+            terminal.wait_for("starting\r\n");
+            terminal.press("\x03");
+            terminal.wait_for("^C");
+            it.file("go", "");
+            terminal.wait_for("True ran\r\n");
+        });
+        assert!(seen.status.success(), "{seen:?}");
     });
 }
