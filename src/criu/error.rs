@@ -105,7 +105,7 @@ pub(super) fn is_want(error: &io::Error) -> bool {
 }
 
 /// Parts of CRIU's messages, and what can be done about them.
-const ADVICE: [(&str, &str); 12] = [
+const ADVICE: [(&str, &str); 14] = [
     (
         "No space left on device",
         "point TMPDIR at a directory with room for the memory of the process",
@@ -123,6 +123,17 @@ const ADVICE: [(&str, &str); 12] = [
          filter (in a container, and where its image is built: --security-opt seccomp=unconfined)",
     ),
     ("vDSO", "this CRIU does not know this kernel: install a newer one (scripts/install-criu)"),
+    // criu/page-xfer.c. Guard regions have no content, and CRIU passes them over since 4.2.
+    (
+        "Can't splice all pages",
+        "it cannot read a part of the memory: guard regions (madvise(2), MADV_GUARD_INSTALL; threads' \
+         stacks have them since glibc 2.42) need CRIU 4.2 or later; a mapped file may have been cut off",
+    ),
+    (
+        "VMA-s are not sorted",
+        "the image has guard regions (madvise(2), MADV_GUARD_INSTALL), which need CRIU 4.2 or later; the \
+         native engine restores them without CRIU",
+    ),
     ("file locks", "let the imported code release its file locks before it returns"),
     ("Operation not permitted", "`preloaded-criu doctor snapshot` says what this machine forbids"),
     ("Permission denied", "`preloaded-criu doctor snapshot` says what this machine forbids"),

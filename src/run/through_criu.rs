@@ -15,7 +15,7 @@ use std::process::ExitStatus;
 use nix::errno::Errno;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::Pid;
-use restore_plan::{PROTECT, SOURCE_FILE, SOURCE_IMAGE};
+use restore_plan::{GUARD_INSTALL, PROTECT, SOURCE_FILE, SOURCE_IMAGE};
 
 use super::orders::{Message, Orders, free_number};
 use crate::criu::restore::{Content, Copied, FilesError, Part, Restore};
@@ -231,7 +231,8 @@ fn restore(
         others,
         advice: view
             .advices()
-            .filter(|advice| advice.call != PROTECT)
+            // Guard regions are in CRIU's own list of mappings.
+            .filter(|advice| advice.call != PROTECT && advice.value != GUARD_INSTALL)
             .map(|advice| (advice.start..advice.start + advice.length, advice.value))
             .collect(),
         yielding: view

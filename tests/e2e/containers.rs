@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
+use crate::memory::GUARDED;
 use crate::support::container::{Container, Root, TO_RESTORE, TO_SNAPSHOT, User, frozen};
 use crate::support::{Context, as_root, shared};
 
@@ -182,6 +183,26 @@ fn an_image_of_another_library_is_refused_with_its_name() {
             .run(run("native", "print('started')"));
         outcome.is_refused(&[library, "has changed"]);
         assert_eq!(outcome.text(), "", "{outcome:?}");
+    });
+}
+
+#[test]
+fn guard_regions_of_a_module_and_of_threads_stacks_are_there_again() {
+    as_root(|it| {
+        it.file("guarded.py", GUARDED);
+        // glibc 2.43 and CRIU 4.2.
+        let container = Container::of(it, Root::Forky).options(TO_SNAPSHOT);
+        let snapshot =
+            [PROGRAM, "snapshot", "--python", Root::Forky.python(), "--import", "guarded"];
+        container.run(snapshot).succeeds();
+        let code = "import guarded; guarded.check()";
+        let seen = container.run([Root::Forky.python(), "-c", code]).succeeds();
+        assert!(seen.text().starts_with("True [11, 0, 0, 11]\n"), "{seen:?}");
+        for engine in ["native", "criu"] {
+            let run = [PROGRAM, "run", "--engine", engine, "snap.img", "-c", code];
+            let outcome = container.run(run).succeeds();
+            assert_eq!(outcome.text(), seen.text(), "{engine}: {outcome:?}");
+        }
     });
 }
 
