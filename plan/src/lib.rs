@@ -139,6 +139,9 @@ pub struct Advice {
     pub value: u32,
 }
 
+/// [`Advice::value`] of guard regions: nobody can access the pages (madvise(2), `MADV_GUARD_INSTALL`, since
+/// Linux 6.13).
+pub const GUARD_INSTALL: u32 = 102;
 /// [`Advice::call`]: madvise(2) with `value` as the advice.
 pub const ADVISE: u32 = 0;
 /// [`Advice::call`]: mprotect(2) with `value` as the protection.

@@ -1904,6 +1904,7 @@ class Ledger:
         self.started: dict[int, dict[str, str]] = {}
         self.mapped: dict[int, dict[str, str]] = {}
         self.timed: dict[int, dict[str, str]] = {}
+        self.filtered: dict[int, dict[str, str]] = {}
         self.look("python")
 
     def look(self, owner: str) -> None:
@@ -1912,6 +1913,7 @@ class Ledger:
         self.started = self.update(self.started, self.children(), owner)
         self.mapped = self.update(self.mapped, self.shared_mappings(), owner)
         self.timed = self.update(self.timed, self.timers(), owner)
+        self.filtered = self.update(self.filtered, self.filters(), owner)
 
     @staticmethod
     def update(
@@ -1959,6 +1961,17 @@ class Ledger:
         kinds = (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF)
         return {kind: "timer" for kind in kinds if any(_signal.getitimer(kind))}
 
+    @staticmethod
+    def filters() -> dict[int, str]:
+        """The seccomp filters by their numbers in the order of their coming (proc_pid_status(5))."""
+        most = 0
+        for thread in os.listdir("/proc/self/task"):
+            lines = _read(f"/proc/self/task/{thread}/status").splitlines()
+            status = dict(line.partition(":")[::2] for line in lines)
+            # Linux tells how many there are since 5.9.
+            most = max(most, int(status.get("Seccomp_filters", status.get("Seccomp", 0))))
+        return {number: "a seccomp filter" for number in range(1, most + 1)}
+
     def mappings(self) -> list[dict[str, object]]:
         return [{"address": start, "owner": entry["owner"]} for start, entry in self.mapped.items()]
 
@@ -1980,6 +1993,9 @@ class Ledger:
                     found.append((f"an open socket (descriptor {number})", entry["owner"]))
             elif entry["target"].startswith("/dev/nvidia"):
                 found.append((f"an initialised CUDA device ({entry['target']})", entry["owner"]))
+        # Those that were there before the imports are the caller's.
+        owners = dict.fromkeys(entry["owner"] for entry in self.filtered.values())
+        found += [("a seccomp filter", owner) for owner in owners if owner != "python"]
         for entry in () if lenient else self.started.values():
             found.append((f"a child process: {entry['target']}", entry["owner"]))
         return found
@@ -1989,8 +2005,6 @@ def _check_python(report: Report) -> None:
     name, version = sys.implementation.name, ".".join(map(str, sys.version_info[:3]))
     if name != "cpython" or not _OLDEST <= sys.version_info[:2] <= _NEWEST:
         report.refused([(f"{name} {version}, which is not CPython 3.10 to 3.13", "python")])
-    if "t" in sys.abiflags:
-        report.refused([(f"a free-threaded CPython {version}", "python")])
 
 
 def _import(names: Sequence[str], report: Report, ledger: Ledger) -> None:

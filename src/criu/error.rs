@@ -65,6 +65,8 @@ pub enum CriuError {
 pub struct Reason {
     /// One sentence.
     pub text: String,
+    /// Every error in the log, those that are not told too.
+    pub errors: Vec<String>,
     /// Where the whole log is.
     pub log: Option<PathBuf>,
 }
@@ -93,8 +95,10 @@ impl fmt::Display for Ending {
     }
 }
 
-const LIMITS: &str =
-    "look at the limits on processes (ulimit -u; of a container: --pids-limit) and on memory";
+const LIMITS: &str = "look at the limits on processes (ulimit -u; of a container: --pids-limit; sysctl kernel.pid_max) and on memory";
+
+const MEMORY: &str =
+    "raise the memory limits (ulimit -v, -d; of a container: --memory; sysctl vm.max_map_count)";
 
 /// Whether a program was not executed for want of processes or memory: then it is not the program's fault,
 /// and another one would not be executed either.
@@ -103,12 +107,15 @@ pub(super) fn is_want(error: &io::Error) -> bool {
 }
 
 /// Parts of CRIU's messages, and what can be done about them.
-const ADVICE: [(&str, &str); 10] = [
+const ADVICE: [(&str, &str); 14] = [
     (
         "No space left on device",
         "point TMPDIR at a directory with room for the memory of the process",
     ),
     ("Resource temporarily unavailable", LIMITS),
+    ("Cannot allocate memory", MEMORY),
+    // -ENOMEM (criu/pie/restorer.c).
+    ("0xfffffffffffffff4", MEMORY),
     // It was not forked (criu/vdso.c).
     ("Compat vdso helper", LIMITS),
     ("sysctl", "it has to see /proc/sys: in a container, do not mask it"),
@@ -118,6 +125,17 @@ const ADVICE: [(&str, &str); 10] = [
          filter (in a container, and where its image is built: --security-opt seccomp=unconfined)",
     ),
     ("vDSO", "this CRIU does not know this kernel: install a newer one (scripts/install-criu)"),
+    // criu/page-xfer.c. Guard regions have no content, and CRIU passes them over since 4.2.
+    (
+        "Can't splice all pages",
+        "it cannot read a part of the memory: guard regions (madvise(2), MADV_GUARD_INSTALL; threads' \
+         stacks have them since glibc 2.42) need CRIU 4.2 or later; a mapped file may have been cut off",
+    ),
+    (
+        "VMA-s are not sorted",
+        "the image has guard regions (madvise(2), MADV_GUARD_INSTALL), which need CRIU 4.2 or later; the \
+         native engine restores them without CRIU",
+    ),
     ("file locks", "let the imported code release its file locks before it returns"),
     ("Operation not permitted", "`preloaded-criu doctor snapshot` says what this machine forbids"),
     ("Permission denied", "`preloaded-criu doctor snapshot` says what this machine forbids"),
@@ -157,7 +175,11 @@ mod tests {
 
     #[test]
     fn a_death_is_told_with_its_signal() {
-        let source = Reason { text: "Can't write: No space left on device.".into(), log: None };
+        let source = Reason {
+            text: "Can't write: No space left on device.".into(),
+            errors: Vec::new(),
+            log: None,
+        };
         let error = CriuError::Died { status: Some(ExitStatus::from_raw(9)), source };
         let text = error.to_string();
         assert!(text.contains("signal: 9"), "{text}");
@@ -166,7 +188,11 @@ mod tests {
 
     #[test]
     fn a_reason_tells_where_the_log_is() {
-        let reason = Reason { text: "it broke.".into(), log: Some("/x/criu.log".into()) };
+        let reason = Reason {
+            text: "it broke.".into(),
+            errors: Vec::new(),
+            log: Some("/x/criu.log".into()),
+        };
         assert_eq!(reason.to_string(), "it broke (the whole log is /x/criu.log)");
     }
 }

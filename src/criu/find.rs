@@ -72,7 +72,7 @@ pub fn find(explicit: Option<&Path>) -> Result<Criu, CriuError> {
         Some(passed) => format!("each one is of no use here: {passed}"),
         None => "there is none in PATH and none in the private prefix".to_owned(),
     };
-    Err(CriuError::NotFound(Reason { text, log: None }))
+    Err(CriuError::NotFound(Reason { text, errors: Vec::new(), log: None }))
 }
 
 /// For a program with capabilities of its file: a CRIU in the administrator's folders that nobody else
@@ -90,7 +90,7 @@ fn find_trusted() -> Result<Criu, CriuError> {
         "none of the administrator's folders has one that works; what the caller names is not \
                 executed with capabilities"
             .to_owned();
-    Err(CriuError::NotFound(Reason { text, log: None }))
+    Err(CriuError::NotFound(Reason { text, errors: Vec::new(), log: None }))
 }
 
 /// Whether only root can have written a file, and the folders that lead to it.

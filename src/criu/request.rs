@@ -73,10 +73,11 @@ pub(super) fn reason(directory: &Path, answer: Option<&Criu_resp>) -> Reason {
     let told = answer.map(|answer| answer.cr_errmsg().trim()).filter(|told| !told.is_empty());
     let told = told.map(|told| told.split_once("): ").map_or(told, |(_, message)| message));
     let number = answer.map(Criu_resp::cr_errno).filter(|number| *number != 0);
-    let text = Log::read(directory)
+    let log = Log::read(directory);
+    let text = log
         .reason()
         .or_else(|| told.filter(|told| !log::harmless(told)).map(ToOwned::to_owned))
         .or_else(|| number.map(|n| std::io::Error::from_raw_os_error(n).to_string()))
         .unwrap_or_else(|| "it gives no reason".to_owned());
-    Reason { text, log: log::keep(directory).ok() }
+    Reason { text, errors: log.errors, log: log::keep(directory).ok() }
 }

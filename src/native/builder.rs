@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use restore_plan::{
-    ADVISE, Advice, Copy, Descriptor, Header, Landing, Layout, MAGIC, Mapping, PAGE, PROTECT,
-    Range, Signal, Source, Special, Table, Thread,
+    ADVISE, Advice, Copy, Descriptor, GUARD_INSTALL, Header, Landing, Layout, MAGIC, Mapping, PAGE,
+    PROTECT, Range, Signal, Source, Special, Table, Thread,
 };
 
 use super::NativeError;
@@ -84,6 +84,13 @@ pub fn build(
         rest = after;
         builder.vma(memory, vma, here)?;
     }
+    // After all properties of the mappings, and in parts of them.
+    builder.advices.extend(process.guards.iter().map(|guard| Advice {
+        start: guard.start,
+        length: guard.end - guard.start,
+        call: ADVISE,
+        value: GUARD_INSTALL,
+    }));
     let threads = process
         .threads
         .iter()

@@ -8,8 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use restore_plan::{
-    ADVISE, Advice, Copy, Descriptor, Header, Landing, Layout, MAGIC, Mapping, PAGE, PROTECT,
-    Range, SOURCE_ANONYMOUS, SOURCE_FILE, SOURCE_IMAGE, Signal, Source, Special, Table, Thread,
+    ADVISE, Advice, Copy, Descriptor, GUARD_INSTALL, Header, Landing, Layout, MAGIC, Mapping, PAGE,
+    PROTECT, Range, SOURCE_ANONYMOUS, SOURCE_FILE, SOURCE_IMAGE, Signal, Source, Special, Table,
+    Thread,
 };
 
 /// One past the highest address of a process (arch/x86/include/asm/page_64_types.h, four-level
@@ -36,7 +37,7 @@ const MAP_HARMLESS: u32 = 0x10 | 0x4000 | 0x2_0000;
 /// Advice that only says how memory is to be treated, never to drop it (madvise(2)):
 /// `MADV_NORMAL`, `RANDOM`, `SEQUENTIAL`, `DONTFORK`, `DOFORK`, `MERGEABLE`, `UNMERGEABLE`,
 /// `HUGEPAGE`, `NOHUGEPAGE`, `DONTDUMP`, `DODUMP`, `WIPEONFORK`, `KEEPONFORK`.
-const ADVICE: [u32; 13] = [0, 1, 2, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19];
+const ADVICE: [u32; 14] = [0, 1, 2, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, GUARD_INSTALL];
 
 /// Flags of open(2) with which nothing is written or made: `O_RDONLY`, `O_NOCTTY`, `O_NONBLOCK`,
 /// `O_LARGEFILE`, `O_DIRECTORY`, `O_NOFOLLOW`, `O_NOATIME`, `O_CLOEXEC`.

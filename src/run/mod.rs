@@ -10,13 +10,15 @@ use std::fs::read_link;
 use std::iter;
 use std::path::{Path, PathBuf, absolute};
 
+use restore_plan::Mapping;
+
 use crate::cpython::{CommandLine, Settings};
 use crate::image::{Check, Depth, Image, ImageError, SectionKind, Stale};
 use crate::native::exec::{Children, Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
 use crate::sys::Explain;
 use crate::sys::capabilities::starts_securely;
-use crate::sys::inherited::{address_space_limit, environment, is_inherited};
+use crate::sys::inherited::{address_space_limit, data_limit, environment, is_inherited};
 use crate::sys::lookup::{goes_by, is_executable, usual_python};
 
 pub use through_criu::ThroughCriuError;
@@ -76,10 +78,14 @@ pub enum RunError {
         name: OsString,
     },
     /// The memory does not fit a limit.
-    #[error("the image needs {} MiB of address space, and the limit (ulimit -v) is {} MiB",
-        needed >> 20, limit >> 20)]
+    #[error("the image needs {} KiB of {what}, and the limit ({option}) is {} KiB",
+        needed >> 10, limit >> 10)]
     NoRoom {
-        /// Bytes of address space that the image has.
+        /// What is limited.
+        what: &'static str,
+        /// How a shell sets the limit.
+        option: &'static str,
+        /// Bytes of it that the image has.
         needed: u64,
         /// Bytes that the limit allows.
         limit: u64,
@@ -322,10 +328,15 @@ fn variables(environment: &[CString]) -> impl Iterator<Item = (&[u8], &[u8])> {
 
 /// What a restore would otherwise find out when there is no way back.
 fn fits(view: &view::PlanView<'_>) -> Result<(), RunError> {
-    if let Some(limit) = address_space_limit() {
-        let needed = view.mappings().map(|mapping| mapping.length).sum();
-        if needed > limit {
-            return Err(RunError::NoRoom { needed, limit });
+    let all = view.mappings().map(|mapping| mapping.length).sum();
+    let data = view.mappings().filter(is_data).map(|mapping| mapping.length).sum();
+    let limits = [
+        ("address space", "ulimit -v", address_space_limit(), all),
+        ("memory of its own", "ulimit -d", data_limit(), data),
+    ];
+    for (what, option, limit, needed) in limits {
+        if let Some(limit) = limit.filter(|limit| *limit < needed) {
+            return Err(RunError::NoRoom { what, option, needed, limit });
         }
     }
     let taken = view.descriptors().find(|one| is_inherited(one.number));
@@ -333,6 +344,14 @@ fn fits(view: &view::PlanView<'_>) -> Result<(), RunError> {
         let file = view.name(one.name).unwrap_or(Path::new("a file")).to_owned();
         Err(RunError::Descriptor { number: one.number, file })
     })
+}
+
+/// Whether a mapping counts for the limit of [`data_limit`] (mm/internal.h of the kernel,
+/// `is_data_mapping`).
+fn is_data(mapping: &Mapping) -> bool {
+    let others = libc::MAP_SHARED | libc::MAP_GROWSDOWN;
+    mapping.prot & libc::PROT_WRITE.cast_unsigned() != 0
+        && mapping.flags & others.cast_unsigned() == 0
 }
 
 /// How children are started; `None` where that cannot be said by absolute paths.

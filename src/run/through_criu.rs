@@ -8,12 +8,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 
 use nix::errno::Errno;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::Pid;
-use restore_plan::{PROTECT, SOURCE_FILE, SOURCE_IMAGE};
+use restore_plan::{GUARD_INSTALL, PROTECT, SOURCE_FILE, SOURCE_IMAGE};
 
 use super::orders::{Message, Orders, free_number};
 use crate::criu::restore::{Content, Copied, FilesError, Part, Restore};
@@ -85,7 +87,7 @@ impl Explain for ThroughCriuError {
                 "mount /proc: the state of this process is read there".into()
             }
             Self::System { .. } => {
-                "look at the limits on processes (ulimit -u; of a container: --pids-limit), \
+                "look at the limits on processes (ulimit -u; of a container: --pids-limit; sysctl kernel.pid_max), \
                  descriptors and memory"
                     .into()
             }
@@ -128,28 +130,56 @@ pub(super) fn run(launch: &Launch<'_>) -> Result<i32, ThroughCriuError> {
     crate::sys::fill_standard_descriptors();
     let held = Held::hold().map_err(system("hold signals back"))?;
     let mut witness = Witness::start().map_err(system("start a process"))?;
-    let criu = criu::find(None)?;
-    let archive = launch.image.criu_files()?;
-    let mut attempt = 1;
-    let (script, orders) = loop {
-        match restore(launch, &criu, &archive, &caller, &inherited) {
-            // Somebody has taken a number in the moment between.
-            Err(error) if attempt < ATTEMPTS && is_race(&error) => attempt += 1,
-            other => break other?,
+    let restored = bring_back(launch, &caller, &inherited, &held).or_else(|error| {
+        // CRIU ends of such a signal too, and what is said of that does not matter.
+        held.fatal().map(Restored::Ended).ok_or(error)
+    })?;
+    let status = match restored {
+        Restored::Ended(signal) => ExitStatus::from_raw(signal),
+        Restored::Script(script, orders) => {
+            hand_down(script, &mut witness, &held);
+            // Where the script has ended already, its status says more.
+            let _ = orders.send();
+            let_go(&inherited);
+            supervise(script, &mut witness, &held).map_err(system("wait for the script"))?
         }
     };
-    hand_down(script, &mut witness, &held);
-    // Where the script has ended already, its status says more.
-    let _ = orders.send();
-    let_go(&inherited);
-    let status = supervise(script, &mut witness, &held).map_err(system("wait for the script"))?;
     drop(witness);
     Ok(end_alike(status, held))
 }
 
+/// Finds CRIU and has it restore the process.
+fn bring_back(
+    launch: &Launch<'_>,
+    caller: &Caller,
+    inherited: &[i32],
+    signals: &Held,
+) -> Result<Restored, ThroughCriuError> {
+    let criu = criu::find(None)?;
+    let archive = launch.image.criu_files()?;
+    let mut attempt = 1;
+    loop {
+        match restore(launch, &criu, &archive, caller, inherited, signals) {
+            // Somebody has taken a number in the moment between.
+            Err(error) if attempt < ATTEMPTS && is_race(&error) => attempt += 1,
+            other => return other,
+        }
+    }
+}
+
 fn is_race(error: &ThroughCriuError) -> bool {
     let ThroughCriuError::Criu(CriuError::NotRestored(reason)) = error else { return false };
-    TAKEN.iter().any(|part| reason.text.contains(part))
+    // Its processes write the log together, so the error that matters need not be among the first.
+    let is_taken = |error: &String| TAKEN.iter().any(|part| error.contains(part));
+    is_taken(&reason.text) || reason.errors.iter().any(is_taken)
+}
+
+/// What came of an attempt.
+enum Restored {
+    /// The script waits for its orders.
+    Script(Pid, Orders),
+    /// A signal came that would have ended an interpreter that was starting: there is no script.
+    Ended(i32),
 }
 
 /// One attempt.
@@ -159,7 +189,8 @@ fn restore(
     archive: &Archive,
     caller: &Caller,
     inherited: &[i32],
-) -> Result<(Pid, Orders), ThroughCriuError> {
+    signals: &Held,
+) -> Result<Restored, ThroughCriuError> {
     let view = launch.view;
     let eager = launch.options & restore_plan::OPTION_EAGER != 0;
     let places = places();
@@ -191,17 +222,19 @@ fn restore(
         directory: working_directory(),
     })
     .map_err(system("prepare the script's orders"))?;
+    let Pages { own, others } = pages(launch.image)?;
     let plan = Restore {
         archive,
         image: launch.image.file(),
         image_path: fs::canonicalize(launch.image.path())
             .map_err(system("find the image's place"))?,
         parts: parts(view, eager),
-        copies: copies(launch.image, view, eager)?,
-        others: others(launch.image)?,
+        copies: copies(&own, view, eager),
+        others,
         advice: view
             .advices()
-            .filter(|advice| advice.call != PROTECT)
+            // Guard regions are in CRIU's own list of mappings.
+            .filter(|advice| advice.call != PROTECT && advice.value != GUARD_INSTALL)
             .map(|advice| (advice.start..advice.start + advice.length, advice.value))
             .collect(),
         yielding: view
@@ -233,6 +266,12 @@ fn restore(
     };
     drop(worker);
     let status = running.wait().ok();
+    // What is sent to the group from here on, the script has itself; CRIU may have ended of it before.
+    if let Some(signal) = signals.fatal() {
+        held.take();
+        orphans.end();
+        return Ok(Restored::Ended(signal));
+    }
     let restored = answer
         .map_err(CriuError::Connection)
         .and_then(|answer| criu::restore::judge(answer, status, &directory));
@@ -242,7 +281,7 @@ fn restore(
         // What CRIU was at when it ended: half a process, a probe of the kernel.
         orphans.end();
     }
-    Ok((Pid::from_raw(restored?), orders))
+    Ok(Restored::Script(Pid::from_raw(restored?), orders))
 }
 
 /// Where a directory may be made, in memory first, under a name that nobody can guess.
@@ -288,33 +327,34 @@ fn parts(view: &PlanView<'_>, eager: bool) -> Vec<Part> {
     parts
 }
 
-/// The pages of the frozen process itself: its are the first in the image.
-fn own_pages(image: &Image) -> Result<Vec<PageRun>, ImageError> {
-    let mut pages = image.pages()?;
-    let own = pages.first().map(|run| run.pages_id);
-    pages.retain(|run| Some(run.pages_id) == own);
-    Ok(pages)
+/// The pages in the image.
+struct Pages {
+    /// Those of the frozen process itself.
+    own: Vec<PageRun>,
+    /// Those of the processes that it has started, by the N of their `pages-N.img`.
+    others: BTreeMap<u32, Vec<Copied>>,
 }
 
-/// The pages of the processes that it has started.
-fn others(image: &Image) -> Result<BTreeMap<u32, Vec<Copied>>, ImageError> {
+/// Reads where they are: the frozen process's are the first.
+fn pages(image: &Image) -> Result<Pages, ImageError> {
     let pages = image.pages()?;
-    let own = pages.first().map(|run| run.pages_id);
+    let first = pages.first().map(|run| run.pages_id);
+    let (own, rest): (Vec<_>, Vec<_>) =
+        pages.into_iter().partition(|run| Some(run.pages_id) == first);
     let mut others: BTreeMap<u32, Vec<Copied>> = BTreeMap::new();
-    for run in pages.into_iter().filter(|run| Some(run.pages_id) != own) {
-        let range = run.address..run.address + run.length;
-        others.entry(run.pages_id).or_default().push(Copied { range, offset: run.offset });
+    for run in rest {
+        others.entry(run.pages_id).or_default().push(copied(&run));
     }
-    Ok(others)
+    Ok(Pages { own, others })
+}
+
+fn copied(run: &PageRun) -> Copied {
+    Copied { range: run.address..run.address + run.length, offset: run.offset }
 }
 
 /// What is copied in a native restore too, but for the signal frames, which CRIU makes itself; and
 /// the vDSO, which CRIU compares with the kernel's.
-fn copies(
-    image: &Image,
-    view: &PlanView<'_>,
-    eager: bool,
-) -> Result<Vec<Copied>, ThroughCriuError> {
+fn copies(own: &[PageRun], view: &PlanView<'_>, eager: bool) -> Vec<Copied> {
     let whole = |number: u64| number.is_multiple_of(PAGE);
     let mut copies: Vec<Copied> = view
         .copies()
@@ -327,17 +367,16 @@ fn copies(
         offset: mapping.offset,
     }));
     let specials: Vec<_> = view.specials().collect();
-    for run in own_pages(image)? {
+    for run in own {
         let is_special = |special: &restore_plan::Special| {
             (special.start..special.start + special.length).contains(&run.address)
         };
         if specials.iter().any(is_special) {
-            let range = run.address..run.address + run.length;
-            copies.push(Copied { range, offset: run.offset });
+            copies.push(copied(run));
         }
     }
     copies.sort_unstable_by_key(|copy| copy.range.start);
-    Ok(copies)
+    copies
 }
 
 fn strings(arguments: &[OsString]) -> Result<Vec<CString>, ThroughCriuError> {

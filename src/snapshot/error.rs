@@ -143,6 +143,10 @@ impl SnapshotError {
 /// What python prints where the agent does not find its first module beyond the built-in ones.
 const NO_JSON: &str = "No module named 'json'";
 
+/// What Python, the resident (before there is a Python to say it) and the C++ library print for want of
+/// memory.
+const TOO_LITTLE: [&str; 3] = ["MemoryError", "cannot read the agent", "std::bad_alloc"];
+
 impl Explain for SnapshotError {
     fn hint(&self) -> String {
         match self {
@@ -169,6 +173,10 @@ impl Explain for SnapshotError {
                  python3-minimal alone)"
                     .to_owned()
             }
+            Self::Ended { output, .. } if TOO_LITTLE.iter().any(|part| output.contains(part)) => {
+                "it lacks memory: raise the limits (ulimit -v, -d; of a container: --memory), or import less"
+                    .to_owned()
+            }
             Self::Ended { .. } => {
                 "what is imported must not end the process; what it printed may say more".to_owned()
             }
@@ -188,6 +196,8 @@ fn advice(refusals: &[Refusal]) -> &'static str {
     } else if some("CUDA") || some("GPU") {
         "a GPU's memory is not in the process: leave its initialisation to the script, or hide the \
          GPU from the imports (--env CUDA_VISIBLE_DEVICES=)"
+    } else if some("seccomp filter") {
+        "nobody can take a filter away again: let the script install it, not the import"
     } else if some("socket") {
         "let the module connect when it is used, not when it is imported, or close the connection in \
          an --exec file; a pair within the process can be frozen for CRIU's own restore: --engine criu"

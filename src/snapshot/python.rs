@@ -54,6 +54,15 @@ pub enum PythonError {
         /// What it is.
         what: String,
     },
+    /// It has no global interpreter lock.
+    #[error("{} is a free-threaded CPython {}.{}, and one with a global interpreter lock is needed",
+        path.display(), version.0, version.1)]
+    FreeThreaded {
+        /// The file.
+        path: PathBuf,
+        /// Major and minor version.
+        version: (u32, u32),
+    },
     /// The loader preloads nothing into it.
     #[error("{} gives rights to who starts it (setuid, setgid or `setcap`), so nothing can be loaded into it",
         .0.display())]
@@ -80,6 +89,10 @@ impl Explain for PythonError {
                 "freeze a copy without these rights (`cp` leaves capabilities behind), or use another one"
                     .into()
             }
+            Self::FreeThreaded { version: (major, minor), .. } => format!(
+                "name the ordinary build with --python: python{major}.{minor}, which is installed beside \
+                 python{major}.{minor}t"
+            ),
             Self::Other { .. } | Self::Program { .. } => {
                 "name another one with --python: your distribution's, pyenv's, uv's and conda's will do"
                     .into()
@@ -91,7 +104,8 @@ impl Explain for PythonError {
 /// What the interpreter is asked: who it is, and what file to execute to get it.
 const QUESTION: &str = "import sys
 v = sys.version_info
-print('%d %d %s' % (v[0], v[1], getattr(getattr(sys, 'implementation', None), 'name', 'cpython')))
+name = getattr(getattr(sys, 'implementation', None), 'name', 'cpython')
+print('%d %d %s%s' % (v[0], v[1], name, ' t' * ('t' in getattr(sys, 'abiflags', ''))))
 print(sys.executable)";
 
 impl Interpreter {
@@ -138,6 +152,9 @@ impl Interpreter {
             let what = format!("{} {major}.{minor}", answer.implementation);
             return Err(PythonError::Other { path, what });
         }
+        if answer.is_free_threaded {
+            return Err(PythonError::FreeThreaded { path, version: answer.version });
+        }
         if starts_securely(&path) {
             return Err(PythonError::Privileged(path));
         }
@@ -160,6 +177,7 @@ fn locate(name: &Path) -> Result<PathBuf, PythonError> {
 struct Answer {
     version: (u32, u32),
     implementation: String,
+    is_free_threaded: bool,
     executable: PathBuf,
 }
 
@@ -188,9 +206,15 @@ impl Answer {
         let mut words = first.split(' ');
         let version = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
         let implementation = words.next()?.to_owned();
+        let is_free_threaded = words.next() == Some("t");
         let executable = lines.next()?.strip_suffix(b"\n")?;
         let executable = PathBuf::from(OsString::from_vec(executable.to_vec()));
-        executable.is_absolute().then_some(Self { version, implementation, executable })
+        executable.is_absolute().then_some(Self {
+            version,
+            implementation,
+            is_free_threaded,
+            executable,
+        })
     }
 }
 
@@ -280,7 +304,9 @@ mod tests {
     #[test]
     fn an_answer_has_version_name_and_file() {
         let answer = Answer::parse(b"3 11 cpython\n/usr/bin/python3\n").expect("an answer");
-        assert_eq!(answer.version, (3, 11));
+        assert_eq!((answer.version, answer.is_free_threaded), ((3, 11), false));
+        let answer_of_free_threaded = Answer::parse(b"3 13 cpython t\n/usr/bin/python3\n");
+        assert!(answer_of_free_threaded.is_some_and(|answer| answer.is_free_threaded));
         assert_eq!(answer.executable, Path::new("/usr/bin/python3"));
         assert_eq!(Answer::parse(b"3 11 cpython\n\n"), None);
         assert_eq!(Answer::parse(b"hello\n"), None);

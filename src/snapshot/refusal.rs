@@ -11,7 +11,7 @@ use std::path::Path;
 use super::error::Refusal;
 use super::recipe::Engines;
 use crate::agent;
-use crate::sys::procfs::{Opened, ProcessDirectory};
+use crate::sys::procfs::{Opened, ProcessDirectory, own_seccomp_filters};
 
 /// Devices that hold a part of the program: a GPU's memory, or a connection to it.
 const GPUS: [(&str, &str); 3] = [
@@ -65,6 +65,10 @@ pub(super) fn find(
     for (descriptor, target, what) in of_process(process, both)? {
         refusals.push(Refusal { what, owner: owners.of(descriptor, &target) });
     }
+    if is_filtered(process)? {
+        let what = "a seccomp filter".to_owned();
+        refusals.push(Refusal { what, owner: None });
+    }
     if let Some(what) = mapped_gpu(smaps)
         && !refusals.iter().any(|refusal| refusal.what.contains(what))
     {
@@ -84,6 +88,11 @@ pub(super) fn find(
         }
     }
     Ok(refusals)
+}
+
+/// Whether a seccomp filter was installed there: the process has the ones of this process from the start.
+fn is_filtered(process: &ProcessDirectory) -> io::Result<bool> {
+    Ok(process.seccomp_filters()? > own_seccomp_filters()?)
 }
 
 /// What is wrong with the descriptors of a process: number, target, and what it is in words.

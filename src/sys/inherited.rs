@@ -46,6 +46,15 @@ pub fn address_space_limit() -> Option<u64> {
     (soft != RLIM_INFINITY).then_some(soft)
 }
 
+/// The limit for memory that can be written to and is nobody else's (getrlimit(2), `RLIMIT_DATA`), if
+/// there is one. Where it is 0, the kernel goes by the hard limit (mm/mmap.c, `may_expand_vm`).
+#[must_use]
+pub fn data_limit() -> Option<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_DATA).ok()?;
+    let limit = if soft == 0 { hard } else { soft };
+    (limit != RLIM_INFINITY).then_some(limit)
+}
+
 /// Whether the caller has handed us a descriptor of this number. Our own are close-on-exec from birth,
 /// and no descriptor that has come through an exec is.
 #[must_use]

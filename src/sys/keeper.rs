@@ -74,7 +74,7 @@ impl Explain for KeeperError {
     fn hint(&self) -> String {
         match self {
             Self::Refused { step: Step::Fork | Step::Session, .. } => {
-                "look at the limits on processes (ulimit -u; of a container: --pids-limit) and on \
+                "look at the limits on processes (ulimit -u; of a container: --pids-limit; sysctl kernel.pid_max) and on \
                  memory"
                     .to_owned()
             }

@@ -152,6 +152,21 @@ impl ProcessDirectory {
         Ok(found)
     }
 
+    /// How many seccomp filters judge what a thread of it does, at most.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::file`].
+    pub fn seccomp_filters(&self) -> io::Result<u32> {
+        let mut most = 0;
+        for task in self.names("task")? {
+            let name = format!("task/{}/status", task.to_string_lossy());
+            // A thread may end meanwhile.
+            most = most.max(self.text(&name).as_deref().map_or(0, seccomp_filters));
+        }
+        Ok(most)
+    }
+
     /// Ends the process at once.
     ///
     /// # Errors
@@ -173,6 +188,24 @@ impl ProcessDirectory {
         }
         Ok(names)
     }
+}
+
+/// How many seccomp filters judge what this process does: those that it was started with.
+///
+/// # Errors
+///
+/// The kernel's reason; `/proc` is needed.
+pub fn own_seccomp_filters() -> io::Result<u32> {
+    Ok(seccomp_filters(&std::fs::read_to_string("/proc/self/status")?))
+}
+
+/// Of `/proc/PID/status` (proc_pid_status(5)): the number of filters, which Linux tells since 5.9, else
+/// whether there are any.
+fn seccomp_filters(status: &str) -> u32 {
+    let field = |name: &str| -> Option<u32> {
+        status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+    };
+    field("Seccomp_filters:").or_else(|| field("Seccomp:")).unwrap_or(0)
 }
 
 /// What `/proc` says of an open descriptor.
@@ -216,6 +249,14 @@ mod tests {
         );
         assert!(Opened::parse(text).writable());
         assert!(!Opened::parse("flags:\t0100000\n").writable());
+    }
+
+    #[test]
+    fn status_tells_the_filters() {
+        let status = "NoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t3\nSpeculation:\tx\n";
+        assert_eq!(super::seccomp_filters(status), 3);
+        assert_eq!(super::seccomp_filters("NoNewPrivs:\t1\nSeccomp:\t2\n"), 2);
+        assert_eq!(super::seccomp_filters("Name:\tpython3\n"), 0);
     }
 
     #[test]

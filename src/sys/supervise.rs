@@ -39,8 +39,52 @@ impl Held {
     }
 }
 
+/// Signals that end nobody, whatever the program does about them (signal(7)): it goes on, or stops; and
+/// SIGXFSZ, which comes of our own writing.
+const HARMLESS: [i32; 9] = [
+    libc::SIGCHLD,
+    libc::SIGCONT,
+    libc::SIGSTOP,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+    libc::SIGURG,
+    libc::SIGWINCH,
+    libc::SIGXFSZ,
+];
+
+impl Held {
+    /// A signal that has come since, and that ends a program which has only just been executed: the caller
+    /// has neither blocked nor ignored it. None for the first process of a container, which no signal
+    /// ends.
+    #[must_use]
+    pub fn fatal(&self) -> Option<i32> {
+        if std::process::id() == 1 {
+            return None;
+        }
+        let mut pending = *SigSet::empty().as_ref();
+        // SAFETY: the set is writable.
+        unsafe { libc::sigpending(&raw mut pending) };
+        let is_in = |set: &libc::sigset_t, signal| {
+            // SAFETY: the set is a valid one.
+            unsafe { libc::sigismember(set, signal) == 1 }
+        };
+        (1..=64).find(|signal| {
+            is_in(&pending, *signal)
+                && !is_in(self.before.as_ref(), *signal)
+                && self.ignored & 1 << (signal - 1) == 0
+                && !HARMLESS.contains(signal)
+                && !OURS.contains(signal)
+        })
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
+        // What has come of our own writing, which has failed, is not to end us: this discards it.
+        // SAFETY: no handler is installed.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+        let _ = spawn::default_action(libc::SIGXFSZ);
         for signal in (1..=64).filter(|signal| self.ignored & 1 << (signal - 1) != 0) {
             // SAFETY: no handler is installed; the signal was ignored before.
             unsafe { libc::signal(signal, libc::SIG_IGN) };

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
+use crate::memory::GUARDED;
 use crate::support::container::{Container, Root, TO_RESTORE, TO_SNAPSHOT, User, frozen};
 use crate::support::{Context, as_root, shared};
 
@@ -182,6 +183,70 @@ fn an_image_of_another_library_is_refused_with_its_name() {
             .run(run("native", "print('started')"));
         outcome.is_refused(&[library, "has changed"]);
         assert_eq!(outcome.text(), "", "{outcome:?}");
+    });
+}
+
+#[test]
+fn guard_regions_of_a_module_and_of_threads_stacks_are_there_again() {
+    as_root(|it| {
+        it.file("guarded.py", GUARDED);
+        // glibc 2.43 and CRIU 4.2.
+        let container = Container::of(it, Root::Forky).options(TO_SNAPSHOT);
+        let snapshot =
+            [PROGRAM, "snapshot", "--python", Root::Forky.python(), "--import", "guarded"];
+        container.run(snapshot).succeeds();
+        let code = "import guarded; guarded.check()";
+        let seen = container.run([Root::Forky.python(), "-c", code]).succeeds();
+        assert!(seen.text().starts_with("True [11, 0, 0, 11]\n"), "{seen:?}");
+        for engine in ["native", "criu"] {
+            let run = [PROGRAM, "run", "--engine", engine, "snap.img", "-c", code];
+            let outcome = container.run(run).succeeds();
+            assert_eq!(outcome.text(), seen.text(), "{engine}: {outcome:?}");
+        }
+    });
+}
+
+/// Reads each of CRIU's files with crit and writes it again.
+const READ: &str = "set -e\n\
+    preloaded-criu export /snap.img /tmp/dump >/dev/null\n\
+    cd /tmp/dump\n\
+    for file in *.img; do\n\
+    \x20   case $file in pages-*) continue ;; esac\n\
+    \x20   crit decode -i $file -o /tmp/text\n\
+    \x20   crit encode -i /tmp/text -o /tmp/again\n\
+    \x20   case $file in\n\
+    \x20       pagemap-*) cp /tmp/text /work/pagemap; crit decode -i /tmp/again -o /work/again; cmp /work/again /tmp/text ;;\n\
+    \x20       *) cmp /tmp/again $file ;;\n\
+    \x20   esac\n\
+    \x20   echo ${file%%-*}\n\
+    done\n\
+    stat -c %s pages-*.img >/work/pages\n\
+    crit x . ps | sed 1d >/work/processes\n\
+    crit x . mems >/work/memory\n\
+    crit x . fds >/work/files";
+
+#[test]
+fn crit_reads_what_export_writes() {
+    as_root(|it| {
+        let outcome = holding(it, Root::Trixie, User::Root).run(["sh", "-c", READ]).succeeds();
+        let text = outcome.text();
+        let names: BTreeSet<&str> = text.lines().collect();
+        for name in
+            ["core", "fdinfo", "files.img", "fs", "inventory.img", "mm", "pagemap", "pstree.img"]
+        {
+            assert!(names.contains(name), "{name}: {outcome:?}");
+        }
+        let told = |name: &str| fs::read_to_string(it.work().join(name)).unwrap();
+        // Of the two fields that say how many pages there are, crit shows one, and writes that.
+        let map: serde_json::Value = serde_json::from_str(&told("pagemap")).unwrap();
+        let runs = map["entries"].as_array().unwrap().iter();
+        let pages: u64 = runs.filter_map(|run| run["nr_pages"].as_u64()).sum();
+        assert_eq!(pages * 4096, told("pages").trim().parse::<u64>().unwrap());
+        let processes = told("processes");
+        let process: Vec<&str> = processes.split_whitespace().collect();
+        assert_eq!(process.last(), Some(&"python3"), "{processes}");
+        assert!(told("memory").contains("/usr/bin/python3.13"));
+        assert!(told("files").lines().any(|line| line.trim() == "cwd: /work"));
     });
 }
 

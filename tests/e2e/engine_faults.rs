@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 
 use crate::support::run::{Command, Outcome};
 use crate::support::{Context, Recipe, Seat, Who, as_root, image};
+use crate::terminal::visit;
 
 /// The CRIU that is used here.
 fn criu(it: &Context) -> String {
@@ -217,6 +219,62 @@ fn where_processes_are_few_it_runs_or_says_so() {
     });
 }
 
+/// The first process of a namespace in which so many numbers are free: those below 300 are given out once
+/// only (kernel/pid.c, `alloc_pid`). Runs a command, and says what it has left running.
+const SHORT_OF_NUMBERS: &str = "import os, subprocess, sys, time\n\
+    LIMIT, free = 400, int(sys.argv[1])\n\
+    open('/proc/sys/kernel/pid_max', 'w').write(str(LIMIT))\n\
+    def fork(life):\n\
+    \x20   child = os.fork()\n\
+    \x20   if not child: time.sleep(life); os._exit(0)\n\
+    \x20   return child\n\
+    while (child := fork(0)) < 299: os.waitpid(child, 0)\n\
+    os.waitpid(child, 0)\n\
+    kept = [fork(1000) for _ in range(LIMIT - 300 - free)]\n\
+    status = subprocess.run(sys.argv[2:]).returncode\n\
+    there = [int(name) for name in os.listdir('/proc') if name.isdigit()]\n\
+    left = [number for number in there if number not in [1, *kept]]\n\
+    if left: print('left running:', left, file=sys.stderr)\n\
+    sys.exit(status)\n";
+
+#[test]
+fn where_numbers_are_few_it_runs_or_says_so() {
+    as_root(|it| {
+        // Until then the limit was one of the machine (Documentation/admin-guide/sysctl/kernel.rst).
+        if kernel() < (6, 14) {
+            return;
+        }
+        let short = |free: u32| {
+            let namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+            let first = ["/usr/bin/python3", "-c", SHORT_OF_NUMBERS].map(str::to_owned);
+            namespace.map(str::to_owned).into_iter().chain(first).chain([free.to_string()])
+        };
+        let image = it.image(Recipe::Lively);
+        for free in [64, 16, 13, 12, 11, 10, 9, 8, 6, 4, 2] {
+            let outcome = plain(it, image.clone()).through(short(free)).run();
+            assert!(!outcome.errors().contains("left running"), "{free}: {outcome:?}");
+            // As many threads as the image has, CRIU and its helpers.
+            if free >= 16 || free > 6 && outcome.status.success() {
+                assert_eq!(outcome.succeeds().text(), "ran\n", "{free}");
+            } else {
+                outcome.is_refused(&["kernel.pid_max"]);
+                assert_eq!(outcome.text(), "");
+            }
+        }
+        // A number for each thread is all that the native engine takes.
+        let native = it.program(["run"]).args([&image]).args(["-c", "print('ran')"]);
+        assert_eq!(native.clone().through(short(9)).run().succeeds().text(), "ran\n");
+        native.through(short(3)).run().is_refused(&["a thread cannot be started"]);
+    });
+}
+
+/// Version and revision of the kernel.
+fn kernel() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
 #[test]
 fn what_is_hidden_in_proc_is_not_missed() {
     as_root(|it| {
@@ -252,5 +310,53 @@ fn children_that_the_launcher_was_left_with_live() {
         assert!(stat.contains("(sleep) S"), "{stat}");
         let ended = std::process::Command::new("/bin/kill").arg(child.trim()).status().unwrap();
         assert!(ended.success());
+    });
+}
+
+/// The terminal's interrupt comes when CRIU has been started for the time of that number and has not begun:
+/// this line of bash says so, and goes on when there is a file `go`.
+fn waiting(time: u32) -> String {
+    format!(
+        "[ $time = {time} ] && {{ echo starting >/dev/tty; until [ -e go ]; do sleep 0.01; done; }}"
+    )
+}
+
+#[test]
+fn control_c_while_criu_restores_ends_the_run() {
+    as_root(|it| {
+        // CRIU dies of it too, also when it is asked for its version; or it restores the process to its end.
+        for lines in [waiting(1), waiting(2), format!("trap '' INT; {}", waiting(2))] {
+            let criu = Interposed::new(it, &lines);
+            let run = criu.run(it, &it.image(Recipe::Lively), "print('ran')");
+            let seen = visit(it, &run, &|terminal, _| {
+                terminal.wait_for("starting\r\n");
+                terminal.press("\x03");
+                terminal.wait_for("^C");
+                it.file("go", "");
+            });
+            assert_eq!(seen.status.signal(), Some(2), "{seen:?}");
+            assert!(seen.modes_are_kept && !format!("{seen:?}").contains("ran\\r"), "{seen:?}");
+            for name in ["go", "count"] {
+                fs::remove_file(it.work().join(name)).unwrap();
+            }
+            it.nothing_is_left();
+        }
+    });
+}
+
+#[test]
+fn control_c_that_is_ignored_does_not_end_a_run_by_criu() {
+    as_root(|it| {
+        let criu = Interposed::new(it, &format!("trap '' INT; {}", waiting(2)));
+        let code = "import signal; print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN, 'ran')";
+        let run = criu.run(it, &it.image(Recipe::Lively), code);
+        let seen = visit(it, &run.shell("trap '' INT; exec \"$@\""), &|terminal, _| {
+            terminal.wait_for("starting\r\n");
+            terminal.press("\x03");
+            terminal.wait_for("^C");
+            it.file("go", "");
+            terminal.wait_for("True ran\r\n");
+        });
+        assert!(seen.status.success(), "{seen:?}");
     });
 }

@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::support::image::{arguments, copy};
 use crate::support::{
-    Context, Outcome, Recipe, as_root, everywhere, for_everyone, for_makers, once, shared,
+    Context, Engine, Outcome, Recipe, as_root, everywhere, for_everyone, for_makers, once, shared,
 };
 
 const HEADER: usize = 4096;
@@ -186,12 +186,22 @@ fn other_format_versions() {
 #[test]
 fn another_machine() {
     for_everyone(|it| {
-        run(it, &alter(it, |check| check.machine.vdso ^= 1)).is_refused(&["kernel", "snapshot"]);
+        let run = |image: PathBuf| {
+            // A CRIU that is started would say so.
+            let criu = criu_that(it, "touch started; exit 1");
+            let run = it.program(["run"]).args(Engine::tested().option()).args([image]);
+            let run = run.args(["-c", "print('ran')"]).env("PRELOADED_CRIU_CRIU", criu);
+            let outcome = run.run();
+            assert!(!it.work().join("started").exists(), "{outcome:?}");
+            outcome
+        };
+        run(alter(it, |check| check.machine.vdso ^= 1)).is_refused(&["kernel", "snapshot"]);
         let lacking = alter(it, |check| check.machine.cpu.words = [u32::MAX; 7]);
-        run(it, &lacking).is_refused(&["processor", "snapshot"]);
-        run(it, &alter(it, |check| check.machine.cpu.state_bytes += 64)).is_refused(&["processor"]);
-        let same = alter(it, |_| ());
-        assert_eq!(run(it, &same).succeeds().text(), "ran\n");
+        run(lacking).is_refused(&["processor", "snapshot"]);
+        run(alter(it, |check| check.machine.cpu.state_bytes += 64)).is_refused(&["processor"]);
+        alter(it, |_| ());
+        let same = it.code("print('ran')").image(it.keep("copy.img")).thaw();
+        assert_eq!(same.succeeds().text(), "ran\n");
     });
 }
 
@@ -566,17 +576,63 @@ fn too_few_descriptors_or_too_little_memory() {
             "ulimit -n 5",
             "ulimit -v 20000",
             "ulimit -v 40000",
+            "ulimit -v 200000",
+            "ulimit -d 1000",
+            "ulimit -d 4000",
+            "ulimit -d 8000",
+            "ulimit -d 40000",
+            "ulimit -m 0",
+            "ulimit -s 64",
+            "ulimit -s 128",
+            "ulimit -s 1000000",
             // The memory file that the restorer is handed over in counts as a file.
             "ulimit -f 0",
         ] {
             let run = it.code("print('ran')").shell(&format!(r#"{limit}; exec "$@""#));
             let outcome = run.thaw();
+            if outcome.status.success() {
+                assert_eq!(outcome.text(), "ran\n", "{limit}: {outcome:?}");
+                continue;
+            }
             // Too little for python itself, which then dies in its own way, before our part begins.
             if outcome.status == run.stock().run().status {
                 continue;
             }
-            assert_eq!(outcome.status.code(), Some(125), "{limit}: {outcome:?}");
-            assert!(outcome.errors().starts_with("preloaded-criu: "), "{limit}: {outcome:?}");
+            outcome.is_refused(&[]);
+            assert_eq!(outcome.text(), "", "{limit}");
+            if limit.starts_with("ulimit -d") {
+                outcome.is_refused(&["memory of its own", "ulimit -d", "limit"]);
+            }
+        }
+        for limit in ["-v 4000000", "-d 1000000", "-m 1000", "-s 1024", "-s unlimited"] {
+            let run = it.code("print('ran')").shell(&format!(r#"ulimit {limit}; exec "$@""#));
+            assert_eq!(run.thaw().succeeds().text(), "ran\n", "{limit}");
+        }
+    });
+}
+
+#[test]
+fn a_snapshot_with_too_little_memory_says_so() {
+    for_makers(|it| {
+        for limit in ["-v 14000", "-d 1500", "-v 25000", "-d 6000"] {
+            let line = format!(r#"ulimit {limit}; exec "$@""#);
+            let outcome = it.snapshot(["--import", "json"]).shell(&line).run();
+            let image = it.work().join("snap.img");
+            if outcome.status.success() {
+                assert_eq!(run(it, &image).succeeds().text(), "ran\n", "{limit}");
+                fs::remove_file(&image).unwrap();
+                continue;
+            }
+            let python = it.command(&it.seat.python.path).args(["-c", "pass"]);
+            let starts = python.shell(&line).run().status.success();
+            outcome.is_refused(&[if starts { "emory" } else { "does not run as python does" }]);
+            assert!(!image.exists(), "{limit}: {outcome:?}");
+            it.nothing_is_left();
+        }
+        for limit in ["-v 4000000", "-d 1000000", "-m 1000", "-s 1024", "-s unlimited"] {
+            let line = format!(r#"ulimit {limit}; exec "$@""#);
+            it.snapshot(["--import", "json", "--force"]).shell(&line).run().succeeds();
+            assert_eq!(run(it, &it.work().join("snap.img")).succeeds().text(), "ran\n", "{limit}");
         }
     });
 }

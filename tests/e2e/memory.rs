@@ -417,3 +417,61 @@ fn an_image_says_what_of_its_memory_is_mapped_and_why() {
         assert!(copied.contains("of an unknown owner"), "{told}");
     });
 }
+
+/// A block in which pages were made guard regions, and a thread, whose stack has one since glibc 2.42.
+pub(crate) const GUARDED: &str = "import ctypes, os, threading, time
+PAGE, PAGES, GUARD_INSTALL = 4096, 64, 102
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+block = libc.mmap(None, PAGES * PAGE, 3, 0x22, -1, 0)
+ctypes.memset(block, 7, PAGES * PAGE)
+installed = libc.madvise(block + 16 * PAGE, 4 * PAGE, GUARD_INSTALL) == 0
+threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+
+def touch(page):
+    child = os.fork()
+    if not child:
+        ctypes.string_at(block + page * PAGE, 1)
+        os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+def guards():
+    count = 0
+    with open('/proc/self/maps') as maps, open('/proc/self/pagemap', 'rb') as pages:
+        for line in maps:
+            start, end = (int(word, 16) // PAGE for word in line.split()[0].split('-'))
+            if start >> 47 - 12:
+                continue
+            pages.seek(start * 8)
+            words = memoryview(pages.read((end - start) * 8)).cast('Q')
+            count += sum(word >> 58 & 1 for word in words)
+    return count
+
+def check():
+    print(installed, [touch(page) for page in (16, 15, 20, 19)])
+    print(guards())
+    assert ctypes.string_at(block + 20 * PAGE, 1) == bytes([7])
+";
+
+#[test]
+fn guard_regions_are_there_again_or_refused_by_their_name() {
+    for_makers(|it| {
+        it.file("guarded.py", GUARDED);
+        let stock = it.code("import guarded; guarded.check()").folder(it.work()).stock().run();
+        if !stock.succeeds().text().starts_with("True") {
+            // Linux before 6.13 has none.
+            return;
+        }
+        let outcome = it.snapshot(["--import", "guarded"]).run();
+        if !outcome.status.success() {
+            outcome.is_refused(&["MADV_GUARD_INSTALL", "CRIU 4.2"]);
+            return;
+        }
+        let image = it.keep("snap.img");
+        let check =
+            it.code("import guarded; print([guarded.touch(page) for page in (16, 15, 20, 19)])");
+        assert_eq!(check.image(image).thaw().succeeds().text(), "[11, 0, 0, 11]\n");
+    });
+}

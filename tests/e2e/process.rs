@@ -438,3 +438,29 @@ fn images_of_one_are_run_by_another() {
         it.code(code).image(&theirs).thaw().is_refused(&["54321"]);
     });
 }
+
+/// Installs a seccomp filter, by which swapon(2) fails with 99 and all else is allowed.
+pub(crate) const FILTER: &str = "import ctypes, struct
+code = struct.pack('HBBIHBBIHBBIHBBI', 0x20, 0, 0, 0, 0x15, 0, 1, 167, 6, 0, 0, 0x50063, 6, 0, 0, 0x7fff0000)
+code = ctypes.create_string_buffer(code)
+prctl = ctypes.CDLL(None).prctl
+assert prctl(38, 1, 0, 0, 0) == 0
+assert prctl(22, 2, struct.pack('H6xQ', 4, ctypes.addressof(code)), 0, 0) == 0";
+
+#[test]
+fn a_seccomp_filter_of_the_callers_is_the_scripts() {
+    everywhere(|it| {
+        let code = "import ctypes, threading\n\
+            libc = ctypes.CDLL(None, use_errno=True)\n\
+            print(libc.swapon(None, 0), ctypes.get_errno())\n\
+            names = 'NoNewPrivs', 'Seccomp', 'CapEff'\n\
+            print([line for line in open('/proc/self/status') if line.startswith(names)])\n\
+            threading.Thread(target=lambda: print(libc.swapon(None, 0), ctypes.get_errno())).start()";
+        let filtering = format!("{FILTER}\nimport os, sys; os.execv(sys.argv[1], sys.argv[1:])");
+        let run = it.code(code).through(["/usr/bin/python3", "-c", &filtering]);
+        for recipe in [Recipe::Plain, Recipe::Lively] {
+            let outcome = run.clone().from(recipe).is_as_stock().succeeds();
+            assert!(outcome.text().starts_with("-1 99\n"), "{outcome:?}");
+        }
+    });
+}

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::process::FILTER;
 use crate::support::image::{arguments, digest};
 use crate::support::run::Command;
 use crate::support::{
@@ -196,6 +197,23 @@ fn the_interpreter_is_chosen_as_said() {
 }
 
 #[test]
+fn a_free_threaded_interpreter_is_refused_with_the_one_to_take() {
+    for_makers(|it| {
+        // It answers what such a build does.
+        let script = "#!/bin/sh\nshift 2\nexec /usr/bin/python3 -S -c \"import sys; sys.abiflags = 't'\n$1\"\n";
+        let python = it.file("python3t", script);
+        fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
+        let (major, minor) = it.seat.python.version;
+        let outcome = it.snapshot(["--python"]).args([python]).run();
+        outcome.is_refused(&[
+            &format!("is a free-threaded CPython {major}.{minor}"),
+            &format!("--python: python{major}.{minor},"),
+        ]);
+        assert!(!it.work().join("snap.img").exists());
+    });
+}
+
+#[test]
 fn both_ways_to_isolate_give_images_that_run_alike() {
     for_makers(|it| {
         let ways: &[&str] = if it.seat.who == Who::Root {
@@ -313,6 +331,30 @@ fn what_cannot_be_frozen_is_refused_with_its_owner() {
             assert_eq!(made(it, &own), [""; 0], "{module}");
             for name in &own[1..] {
                 let _ = fs::remove_file(it.work().join(name));
+            }
+        }
+        it.nothing_is_left();
+    });
+}
+
+#[test]
+fn a_seccomp_filter_that_an_import_installs_is_refused_by_its_name() {
+    for_makers(|it| {
+        let in_a_thread = format!(
+            "import threading, time\ndef work():\n  global installed\n  {}\n  installed = True\n  time.sleep(1000)\n\
+             installed = False; threading.Thread(target=work, daemon=True).start()\n\
+             while not installed: time.sleep(0.01)",
+            FILTER.replace('\n', "\n  "),
+        );
+        for module in [FILTER, &in_a_thread] {
+            it.file("owner.py", module);
+            for engine in ["native", "criu"] {
+                let options = ["--engine", engine, "--import", "json", "--import", "owner"];
+                let options = if engine == "criu" { &options[..] } else { &options[2..] };
+                let outcome = snapshot(it, options).env("PYTHONDONTWRITEBYTECODE", "1").run();
+                outcome
+                    .is_refused(&["a seccomp filter, there since import owner", "let the script"]);
+                assert_eq!(made(it, &["owner.py"]), [""; 0]);
             }
         }
         it.nothing_is_left();

@@ -26,8 +26,9 @@ pub(super) fn split(
 ) -> Vec<Vma_entry> {
     let mut entries = Vec::with_capacity(dumped.len() + parts.len());
     for vma in dumped {
-        let kernels = status::VDSO | status::VVAR | status::VSYSCALL;
-        if vma.status() & kernels != 0 {
+        // The kernel's own, and what is no mapping but a note about some: CRIU has these last.
+        let unchanged = status::VDSO | status::VVAR | status::VSYSCALL | status::GUARD;
+        if vma.status() & unchanged != 0 {
             entries.push(vma.clone());
             continue;
         }

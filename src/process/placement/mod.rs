@@ -168,7 +168,18 @@ pub fn placement(
     }
     fill_gaps(&mut pieces, fill.saturating_mul(PAGE));
     fill_ends(&mut pieces, fill.min(END).saturating_mul(PAGE));
-    Ok(join(&pieces))
+    let mut placements = join(&pieces);
+    // Guard regions in memory of a file are possible since Linux 6.15 only, and in other memory since 6.13.
+    let has_guard = |placement: &Placement| {
+        let range = &placement.range;
+        process.guards.iter().any(|guard| guard.start < range.end && range.start < guard.end)
+    };
+    for placement in &mut placements {
+        if placement.how == How::Map && has_guard(placement) {
+            placement.how = How::Copy;
+        }
+    }
+    Ok(placements)
 }
 
 /// What others see when it is written to.

@@ -24,14 +24,24 @@ pub(super) fn foreground(leader: u32) -> Option<u32> {
     stat(leader)?.get(5)?.parse().ok()
 }
 
-/// What the main thread has done, if it sleeps.
+/// What the main thread and those of its child processes have done, if it sleeps and they rest: a script
+/// may be a child of its launcher.
 fn done_so_far(pid: u32) -> Option<String> {
+    let own = done_alone(pid, &["S"])?;
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    let numbers = children.split_whitespace().filter_map(|number| number.parse().ok());
+    let theirs = numbers.map(|child| done_alone(child, &["S", "T", "Z"]));
+    Some(theirs.collect::<Option<Vec<_>>>()?.join(" ") + &own)
+}
+
+/// What the main thread has done, if it is in one of these states.
+fn done_alone(pid: u32, allowed: &[&str]) -> Option<String> {
     let stat = stat(pid)?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let switches = status.split_once("voluntary_ctxt_switches")?.1;
+    let switches = status.split_once("voluntary_ctxt_switches").map(|(_, switches)| switches);
     // Its state, and the time that it has used.
     let [state, used, system] = [0, 11, 12].map(|field| stat.get(field));
-    (state? == "S").then(|| format!("{pid} {used:?} {system:?} {switches}"))
+    allowed.contains(&state?.as_str()).then(|| format!("{pid} {used:?} {system:?} {switches:?}"))
 }
 
 /// The fields after the name (proc(5)).
