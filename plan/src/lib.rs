@@ -283,6 +283,9 @@ pub const OPTION_CHILDREN: u64 = 2;
 /// What would be mapped from the image is copied.
 pub const OPTION_EAGER: u64 = 4;
 
+/// Nothing is said where the frozen interpreter starts an ordinary one in its place.
+pub const OPTION_SILENT: u64 = 8;
+
 /// Name of the environment variable that holds the launcher's absolute path. It and the next,
 /// [`IMAGE_NAME`], stand before `LD_AUDIT` where [`OPTION_CHILDREN`] says so. They are cut off as
 /// the others are, but stay on the stack: from [`ThawArgs::env_end`] on, one after the other.
