@@ -89,6 +89,7 @@ def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
     """Imports, warms up and makes ready. ``job_json`` and the lines written to ``report_fd`` are
     documented in ``mod.rs``; ``facts`` are the resident's, for the reader of the report."""
     global _frozen
+    begin = time.time()
     # Registered before any import can register its own: called last.
     atexit.register(_leave)
     for name in (__name__, *_IMPORTED_FOR_US):
@@ -125,7 +126,7 @@ def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
         **facts,
         **reads.told(names_from_c, _frozen.pools, _frozen.hooks),
         python=_python(),
-        modules={name: _file(module) for name, module in sys.modules.items()},
+        modules={name: _source(module, begin) for name, module in sys.modules.items()},
         versions=_versions(),
         descriptors=ledger.descriptors(),
         mappings=ledger.mappings(),
@@ -1154,6 +1155,35 @@ class TensorflowGenerator:
         return word & cls.MASK
 
 
+class TensorflowOperations:
+    """Stands in for the module that TensorFlow asks whether an operation may go without a seed
+    (tensorflow/python/framework/random_seed.py, ``get_seed``), and notes that one did. It has a generator
+    of its own then, where it is kept ready."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.config = module, getattr(module, "config", None)
+        self.drawn = False
+        if hasattr(self.config, "is_op_determinism_enabled"):
+            module.config = self
+
+    def is_op_determinism_enabled(self) -> bool:
+        self.drawn = True
+        enabled: bool = self.config.is_op_determinism_enabled()
+        return enabled
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+    def settle(self) -> None:
+        if self.config is not None:
+            self.module.config = self.config
+        eager: Any = sys.modules.get("tensorflow.python.eager.context")
+        context = eager.context_safe() if self.drawn and eager else None
+        # What a seed was chosen for goes on.
+        if context is not None and context._seed is None:
+            context.clear_kernel_cache()
+
+
 class Randomness:
     """Everything that the imports drew from the operating system, and other processes must not
     share."""
@@ -1163,11 +1193,13 @@ class Randomness:
         self.instances = Instances()
         self.refusals: list[tuple[str, str]] = []
         self.torch_seed: int | None = None
+        self.operations: TensorflowOperations | None = None
         self.authkey: object = None
         self.pid = os.getpid()
         self.fresh: list[Callable[[], object]] = []
         self.notes: dict[str, Callable[[Any], None]] = {
             "torch": self.note_torch,
+            "tensorflow.python.framework.random_seed": self.note_tensorflow,
             "multiprocessing.process": self.note_multiprocessing,
             "numpy.random.bit_generator": self.instances.note_numpy,
             "numpy.random.mtrand": self.generators["numpy.random.mtrand"].note,
@@ -1183,6 +1215,9 @@ class Randomness:
 
     def note_torch(self, module: Any) -> None:
         self.torch_seed = module.initial_seed()
+
+    def note_tensorflow(self, module: Any) -> None:
+        self.operations = TensorflowOperations(module)
 
     def note_multiprocessing(self, module: Any) -> None:
         self.authkey = module.current_process().authkey
@@ -1211,12 +1246,25 @@ class Randomness:
         uuid: Any = sys.modules.get("uuid")
         if uuid and uuid._generate_time_safe:
             self.fresh.append(lambda: self.tell_apart(uuid, uuid._generate_time_safe))
+        if self.operations:
+            self.operations.settle()
+        self.forget_keras()
         if TensorflowGenerator.LIBRARY in _read("/proc/self/maps"):
             state = TensorflowGenerator.find()
             if state is None:
                 self.refusals.append(("the random generator of this TensorFlow", "tensorflow"))
             else:
                 self.fresh.append(lambda: TensorflowGenerator.seed(state))
+
+    def forget_keras(self) -> None:
+        """Keras makes one generator for all who have none, when it is needed; it is not kept unless a seed
+        was chosen."""
+        state: Any = sys.modules.get("keras.src.backend.common.global_state")
+        tracker = getattr(state, "GLOBAL_STATE_TRACKER", None)
+        generator = getattr(tracker, "global_seed_generator", None)
+        chosen = getattr(generator, "_initial_seed", None) is not None
+        if generator is not None and not chosen and not self.generators["random"].seeded():
+            del tracker.global_seed_generator
 
     @staticmethod
     def tell_apart(uuid: Any, generate: Any) -> None:
@@ -2125,6 +2173,17 @@ def _versions() -> dict[str, str]:
 def _file(module: ModuleType) -> str | None:
     file = getattr(module, "__dict__", {}).get("__file__")
     return file if isinstance(file, str) else None
+
+
+def _source(module: ModuleType, begin: float) -> str | None:
+    """The file that a module was read from, but for one that the imports have written themselves: code
+    that was generated and loaded (TensorFlow's AutoGraph does so), and is taken away at exit."""
+    file = _file(module)
+    try:
+        status = posix.stat(file or "")
+    except (OSError, ValueError):
+        return file
+    return None if min(status.st_mtime, status.st_ctime) >= begin else file
 
 
 def _set_locale(category: int, name: str) -> bool:
