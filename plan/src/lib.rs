@@ -288,8 +288,11 @@ pub const OPTION_CHILDREN: u64 = 2;
 /// What would be mapped from the image is copied.
 pub const OPTION_EAGER: u64 = 4;
 
+/// Nothing is said where the frozen interpreter starts an ordinary one in its place.
+pub const OPTION_SILENT: u64 = 8;
+
 /// Nothing of the user's is called: the run is only watched, to see which memory every run touches.
-pub const OPTION_REHEARSAL: u64 = 8;
+pub const OPTION_REHEARSAL: u64 = 16;
 
 /// Name of the environment variable that holds the launcher's absolute path. It and the next,
 /// [`IMAGE_NAME`], stand before `LD_AUDIT` where [`OPTION_CHILDREN`] says so. They are cut off as

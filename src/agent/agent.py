@@ -67,7 +67,9 @@ else:
 
 FULL_EXIT = 1
 """Option of ``thaw``: the interpreter's finalization tears everything down."""
-REHEARSAL = 8
+SILENT = 8
+"""Option of ``thaw``: nothing is said where an ordinary interpreter is started instead."""
+REHEARSAL = 16
 """Option of ``thaw``: nothing of the user's is called, this run is only watched."""
 
 _IMPORTED_FOR_US = [name for name in sys.modules if name not in _MODULES_OF_PYTHON]
@@ -94,6 +96,7 @@ def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
     """Imports, warms up and makes ready. ``job_json`` and the lines written to ``report_fd`` are
     documented in ``mod.rs``; ``facts`` are the resident's, for the reader of the report."""
     global _frozen
+    begin = time.time()
     # Registered before any import can register its own: called last.
     atexit.register(_leave)
     for name in (__name__, *_IMPORTED_FOR_US):
@@ -128,9 +131,9 @@ def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
         "ready",
         pid=os.getpid(),
         **facts,
-        **reads.told(names_from_c, _frozen.pools),
+        **reads.told(names_from_c, _frozen.pools, _frozen.hooks),
         python=_python(),
-        modules={name: _file(module) for name, module in sys.modules.items()},
+        modules={name: _source(module, begin) for name, module in sys.modules.items()},
         versions=_versions(),
         descriptors=ledger.descriptors(),
         mappings=ledger.mappings(),
@@ -164,7 +167,7 @@ def thaw(
     if options & REHEARSAL:
         _rehearse()
     else:
-        _frozen.hooks.after_restore()
+        _frozen.hooks.after_restore(start, bool(options & SILENT))
     _frozen.full_exit = bool(options & FULL_EXIT)
     return b"" if _frozen.full_exit else _program(start)
 
@@ -391,7 +394,9 @@ def _hung(own: list[ModuleType]) -> bool:
     kinds = {id(kind): kind for kind in map(type, made) if kind is not LastWords}
     finalized = {number for number, kind in kinds.items() if _has_finalizer(kind)}
     ours = {id(stream.raw) for stream in _frozen.streams.streams}
-    doing = {id(thing) for thing in made if id(type(thing)) in finalized} - ours
+    doing = {
+        id(thing) for thing in made if id(type(thing)) in finalized and not _is_closed(thing)
+    } - ours
     if not doing:
         return False
     places = {id(thing): place for place, thing in enumerate(made)}
@@ -427,6 +432,17 @@ def _hung(own: list[ModuleType]) -> bool:
 
 def _has_finalizer(kind: type) -> bool:
     return any("__del__" in _NAMES_OF_TYPE(base) for base in _BASES_OF_TYPE(kind))
+
+
+def _is_closed(thing: Any) -> bool:
+    """Whether it is a file that has nothing more to do."""
+    if type(thing) not in (_io.TextIOWrapper, _io.BufferedReader, _io.BufferedWriter, _io.FileIO):
+        return False
+    try:
+        return bool(thing.closed)
+    except ValueError:
+        # It was detached from the file below it.
+        return True
 
 
 def _referents(owner: object) -> list[Any]:
@@ -600,7 +616,19 @@ class Start:
 
     def over(self) -> NoReturn:
         """Leaves it to an ordinary interpreter to say what is wrong, in its own words."""
-        os.execve("/proc/self/exe", self.argv, self.environ)
+        # What is ignored stays so in the new one.
+        for number in _signal.valid_signals():
+            ignored = self.ignored >> (number - 1) & 1
+            if not ignored and _signal.getsignal(number) is _signal.SIG_IGN:
+                _signal.signal(number, _signal.SIG_DFL)
+        program = "/proc/self/exe"
+        try:
+            if sys.executable[:1] == "/" and os.path.samefile(sys.executable, program):
+                # The process is called by the last part; by the very path it would be a child's start.
+                program = f"/.{sys.executable}"
+        except (OSError, TypeError, ValueError):
+            pass
+        os.execve(program, self.argv, self.environ)
 
 
 class Environment:
@@ -918,15 +946,18 @@ class System:
     def move_home(self, start: Start) -> None:
         """The user's own packages are another user's, or are there now, or no more."""
         site, path = self.site, sys.path
-        if site is None or not site.ENABLE_USER_SITE:
-            return
-        old = site.USER_SITE
-        site.USER_BASE = site.USER_SITE = None
-        new = site.getusersitepackages()
         sysconfig: Any = sys.modules.get("sysconfig")
         known = getattr(sysconfig, "_CONFIG_VARS", None)
         if known and "userbase" in known:
-            known["userbase"] = site.USER_BASE
+            known["userbase"] = sysconfig._getuserbase()
+        if site is None or site.USER_SITE is None:
+            return
+        old = site.USER_SITE
+        site.USER_BASE = site.USER_SITE = None
+        # A virtual environment's interpreter knows them too, and does not use them.
+        new = site.getusersitepackages()
+        if not site.ENABLE_USER_SITE:
+            return
         there = os.path.isdir(new)
         if new == old and there == (old in path):
             return
@@ -1179,6 +1210,35 @@ class TensorflowGenerator:
         return word & cls.MASK
 
 
+class TensorflowOperations:
+    """Stands in for the module that TensorFlow asks whether an operation may go without a seed
+    (tensorflow/python/framework/random_seed.py, ``get_seed``), and notes that one did. It has a generator
+    of its own then, where it is kept ready."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.config = module, getattr(module, "config", None)
+        self.drawn = False
+        if hasattr(self.config, "is_op_determinism_enabled"):
+            module.config = self
+
+    def is_op_determinism_enabled(self) -> bool:
+        self.drawn = True
+        enabled: bool = self.config.is_op_determinism_enabled()
+        return enabled
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+    def settle(self) -> None:
+        if self.config is not None:
+            self.module.config = self.config
+        eager: Any = sys.modules.get("tensorflow.python.eager.context")
+        context = eager.context_safe() if self.drawn and eager else None
+        # What a seed was chosen for goes on.
+        if context is not None and context._seed is None:
+            context.clear_kernel_cache()
+
+
 class Randomness:
     """Everything that the imports drew from the operating system, and other processes must not
     share."""
@@ -1188,11 +1248,13 @@ class Randomness:
         self.instances = Instances()
         self.refusals: list[tuple[str, str]] = []
         self.torch_seed: int | None = None
+        self.operations: TensorflowOperations | None = None
         self.authkey: object = None
         self.pid = os.getpid()
         self.fresh: list[Callable[[], object]] = []
         self.notes: dict[str, Callable[[Any], None]] = {
             "torch": self.note_torch,
+            "tensorflow.python.framework.random_seed": self.note_tensorflow,
             "multiprocessing.process": self.note_multiprocessing,
             "numpy.random.bit_generator": self.instances.note_numpy,
             "numpy.random.mtrand": self.generators["numpy.random.mtrand"].note,
@@ -1208,6 +1270,9 @@ class Randomness:
 
     def note_torch(self, module: Any) -> None:
         self.torch_seed = module.initial_seed()
+
+    def note_tensorflow(self, module: Any) -> None:
+        self.operations = TensorflowOperations(module)
 
     def note_multiprocessing(self, module: Any) -> None:
         self.authkey = module.current_process().authkey
@@ -1236,12 +1301,25 @@ class Randomness:
         uuid: Any = sys.modules.get("uuid")
         if uuid and uuid._generate_time_safe:
             self.fresh.append(lambda: self.tell_apart(uuid, uuid._generate_time_safe))
+        if self.operations:
+            self.operations.settle()
+        self.forget_keras()
         if TensorflowGenerator.LIBRARY in _read("/proc/self/maps"):
             state = TensorflowGenerator.find()
             if state is None:
                 self.refusals.append(("the random generator of this TensorFlow", "tensorflow"))
             else:
                 self.fresh.append(lambda: TensorflowGenerator.seed(state))
+
+    def forget_keras(self) -> None:
+        """Keras makes one generator for all who have none, when it is needed; it is not kept unless a seed
+        was chosen."""
+        state: Any = sys.modules.get("keras.src.backend.common.global_state")
+        tracker = getattr(state, "GLOBAL_STATE_TRACKER", None)
+        generator = getattr(tracker, "global_seed_generator", None)
+        chosen = getattr(generator, "_initial_seed", None) is not None
+        if generator is not None and not chosen and not self.generators["random"].seeded():
+            del tracker.global_seed_generator
 
     @staticmethod
     def tell_apart(uuid: Any, generate: Any) -> None:
@@ -1592,14 +1670,30 @@ class Hooks:
 
 before_snapshot(function)  calls function() before this process is frozen, in reverse order
 after_restore(function)    calls function() in every restored process before its program, in order
+follows(variable, by, function)
+                           where an environment variable is another than it was, calls function() before
+                           those of after_restore: it does what the modules `by` would have done with it
+start_over(why)            called in a hook: an ordinary interpreter is started instead
 is_restored()              whether this process was restored
 image()                    the file that it was restored from, or None
+
+`by` is the name, or names, of what has read the variable: modules, packages with all that is in them, and
+"getenv" for C code. Where function() returns False or fails, an ordinary interpreter is started; as it is
+where somebody else has read the variable too.
 """
+    C = "getenv"
+    """As whom C code is known, which reads by getenv(3)."""
 
     def __init__(self) -> None:
         self.before: list[Callable[[], object]] = []
         self.after: list[Callable[[], object]] = []
         self.others: list[tuple[Any, Any, Any]] = []
+        self.followers: dict[bytes, list[tuple[frozenset[str], Callable[[], object]]]] = {}
+        self.followed: dict[bytes, set[bytes | None]] = {}
+        """The variables that only followers have read, and what they may be without them."""
+        self.start: Start | None = None
+        """While hooks are called in a restored process."""
+        self.silent = False
         self.restored = False
         self.module = type(sys)(self.NAME, self.DOC)
         register, hooks = self.register, self
@@ -1610,13 +1704,27 @@ image()                    the file that it was restored from, or None
         def after_restore(function: Callable[[], object]) -> Callable[[], object]:
             return register(hooks.after, function)
 
+        def follows(
+            variable: str, by: str | Sequence[str], function: Callable[[], object]
+        ) -> Callable[[], object]:
+            readers = frozenset((by,) if isinstance(by, str) else by)
+            followers = hooks.followers.setdefault(os.fsencode(variable), [])
+            register([], function)
+            followers.append((readers, function))
+            return function
+
+        def start_over(why: str) -> NoReturn:
+            if hooks.start is None:
+                raise RuntimeError("it is too late, or too early, to start over")
+            hooks.start_over(hooks.start, why)
+
         def is_restored() -> bool:
             return hooks.restored
 
         def image() -> str | None:
             return hooks.image() if hooks.restored else None
 
-        for function in (before_snapshot, after_restore, is_restored, image):
+        for function in (before_snapshot, after_restore, follows, start_over, is_restored, image):
             function.__module__ = self.NAME
             function.__qualname__ = function.__name__
             setattr(self.module, function.__name__, function)
@@ -1665,11 +1773,23 @@ image()                    the file that it was restored from, or None
             ledger.look(name)
         self.others = self.registered("get_after_restore")
 
-    def after_restore(self) -> None:
+    def is_followed(self, variable: bytes, readers: set[str]) -> bool:
+        """Whether each of a variable's readers follows it."""
+        names = {name for by, _ in self.followers.get(variable, ()) for name in by}
+        return all(
+            any(reader == name or reader.startswith(f"{name}.") for name in names)
+            for reader in readers
+        )
+
+    def after_restore(self, start: Start, silent: bool) -> None:
         self.restored = True
-        if not self.after and not self.others:
+        if not self.after and not self.others and not self.followed:
             return
+        self.start, self.silent = start, silent
         try:
+            for variable, values in self.followed.items():
+                if start.environ.get(variable) not in values:
+                    self.follow(start, variable)
             for function in self.after:
                 function()
             for function, arguments, options in self.others:
@@ -1679,6 +1799,29 @@ image()                    the file that it was restored from, or None
             sys.__excepthook__(type(error), error, error.__traceback__)
             _flush()
             os._exit(1)
+        self.start = None
+
+    def follow(self, start: Start, variable: bytes) -> None:
+        for _, function in self.followers[variable]:
+            try:
+                if function() is not False:
+                    continue
+                why = ""
+            except Exception as error:
+                why = ": " + ": ".join(filter(None, (type(error).__name__, str(error))))
+            name = getattr(function, "__name__", function)
+            self.start_over(
+                start,
+                "its imports have read the environment variable "
+                f"{os.fsdecode(variable)}, which is another here, and {name} cannot follow it{why}",
+            )
+
+    def start_over(self, start: Start, why: object) -> NoReturn:
+        # What a hook has printed is the new interpreter's to print.
+        if not self.silent and not start.environ.get(b"PRELOADED_CRIU_QUIET"):
+            line = " ".join(f"preloaded-criu: python starts without its image: {why}".split())
+            _try(lambda: os.write(2, os.fsencode(f"{line}\n")))
+        start.over()
 
     def image(self) -> str | None:
         """The file that this object is mapped from."""
@@ -1776,22 +1919,32 @@ class Reads:
     def end(self) -> None:
         self.stand_in(self.data)
 
-    def told(self, names_from_c: bytes, pools: Pools) -> dict[str, object]:
+    def told(self, names_from_c: bytes, pools: Pools, hooks: Hooks) -> dict[str, object]:
         """For each variable what it may be, None for absent: as it was, or as the imports leave it
-        to their children; and which the pools set themselves to. Text of JSON stands for bytes, one character each."""
+        to their children; and which the pools set themselves to. Text of JSON stands for bytes, one character each.
+        Those that are followed are not among them: the hooks are told."""
         original = self.environment.original
-        names = self.names.keys() | set(names_from_c.split(b"\0")) | self.read_by_site()
-        names.discard(b"")
-        names |= {name for name in original if name.startswith(tuple(self.families))}
+        names = {name: set(readers) for name, readers in self.names.items()}
+        for name in names_from_c.split(b"\0"):
+            names.setdefault(name, set()).add(hooks.C)
+        families = tuple(self.families)
+        for name in self.read_by_site() | {name for name in original if name.startswith(families)}:
+            names.setdefault(name, set()).add("")
         later = {name: after for name, _, after in self.environment.changes}
         variables = {}
-        for name in names - _NO_MATTER:
+        for name in names.keys() - _NO_MATTER - {b""}:
             values = {original.get(name), later.get(name, original.get(name))}
+            if not name.startswith(families) and hooks.is_followed(name, names[name]):
+                hooks.followed[name] = values
+                continue
             variables[name.decode("latin-1")] = [
                 value if value is None else value.decode("latin-1") for value in values
             ]
         settable = {
-            name for name in pools.variables() if self.names.get(name, set()) <= self.AT_EACH_CALL
+            name
+            for name in pools.variables()
+            if {reader.partition(".")[0] for reader in self.names.get(name, ())}
+            <= self.AT_EACH_CALL
         }
 
         def texts(names: set[bytes]) -> list[str]:
@@ -1809,7 +1962,7 @@ class Reads:
             # What an import has put there itself is its own.
             same = self.data.get(name) == self.environment.original.get(name)
             reader = self.reader()
-            if same and reader not in self.AGAIN:
+            if same and reader.partition(".")[0] not in self.AGAIN:
                 self.names.setdefault(name, set()).add(reader)
         return self.data[name]
 
@@ -1830,12 +1983,12 @@ class Reads:
         return names
 
     def reader(self) -> str:
-        """The package whose code looks at the environment."""
+        """The module whose code looks at the environment."""
         frame: Any = sys._getframe(2)
         while frame:
-            package = str(frame.f_globals.get("__name__")).partition(".")[0]
-            if package not in self.ON_BEHALF:
-                return package
+            name = str(frame.f_globals.get("__name__"))
+            if name.partition(".")[0] not in self.ON_BEHALF:
+                return name
             frame = frame.f_back
         return "__main__"
 
@@ -1846,7 +1999,7 @@ class Reads:
         del self.data[name]
 
     def __iter__(self) -> Iterator[bytes]:
-        package = self.reader()
+        package = self.reader().partition(".")[0]
         if package.isidentifier() and package != "__main__":
             self.families.add(package.upper().encode() + b"_")
         names = list(self.data)
@@ -2136,6 +2289,17 @@ def _versions() -> dict[str, str]:
 def _file(module: ModuleType) -> str | None:
     file = getattr(module, "__dict__", {}).get("__file__")
     return file if isinstance(file, str) else None
+
+
+def _source(module: ModuleType, begin: float) -> str | None:
+    """The file that a module was read from, but for one that the imports have written themselves: code
+    that was generated and loaded (TensorFlow's AutoGraph does so), and is taken away at exit."""
+    file = _file(module)
+    try:
+        status = posix.stat(file or "")
+    except (OSError, ValueError):
+        return file
+    return None if min(status.st_mtime, status.st_ctime) >= begin else file
 
 
 def _set_locale(category: int, name: str) -> bool:

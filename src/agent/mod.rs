@@ -86,8 +86,8 @@ pub struct Ready {
     pub descriptors: Vec<Opened>,
     /// The shared mappings.
     pub mappings: Vec<Mapped>,
-    /// What each environment variable that the imports have read may be, absent for `None`. A character
-    /// stands for a byte, as in ISO 8859-1.
+    /// What each environment variable that the imports have read may be, absent for `None`; without those
+    /// that all readers follow. A character stands for a byte, as in ISO 8859-1.
     pub variables: BTreeMap<String, Vec<Option<String>>>,
     /// How names begin of which the imports have read all that there are, likewise.
     pub families: Vec<String>,

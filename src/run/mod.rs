@@ -240,6 +240,8 @@ fn options(request: &Request) -> u64 {
     let options = [
         (request.full_exit || wished, restore_plan::OPTION_FULL_EXIT),
         (request.eager, restore_plan::OPTION_EAGER),
+        // Whoever names the program has asked for it, and not for an image.
+        (request.program.is_some(), restore_plan::OPTION_SILENT),
     ];
     options.into_iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, option)| all | option)
 }

@@ -27,7 +27,8 @@ with open(int(sys.argv[1]), "rb") as file:
     control = marshal.loads(file.read())
 agent = type(sys)("_preloaded_criu")
 exec(compile(control["agent"], "<agent>", "exec", dont_inherit=True), agent.__dict__)
-agent.prepare(control["job"], control["report"], control["facts"])
+names = control.pop("names from c")
+agent.prepare(control["job"], control["report"], {**control["facts"], "variables": lambda: names})
 random = sys.modules.get("random")
 state = random and random.getstate()
 for run in control["runs"]:
@@ -107,6 +108,7 @@ def freeze(
     ignored: int = 0,
     options: int = 0,
     preload: str | None = None,
+    names_from_c: bytes = b"",
 ) -> Image:
     """Prepares once, and runs each program in a process of its own. ``modules`` are written to
     the current directory of the image, importable from there. ``descriptors`` are what the runs
@@ -159,6 +161,7 @@ def freeze(
                     "agent": AGENT.read_bytes(),
                     "job": json.dumps(job).encode(),
                     "facts": FACTS,
+                    "names from c": names_from_c,
                     "report": report_fd,
                     "statuses": statuses.fileno(),
                     "runs": runs,

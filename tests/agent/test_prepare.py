@@ -24,6 +24,12 @@ class Report(unittest.TestCase):
         self.assertTrue(ready["modules"]["colorsys"].endswith("colorsys.py"))
         self.assertIsNone(ready["modules"]["sys"])
 
+    def test_a_module_that_an_import_has_written_has_no_file(self) -> None:
+        writer = "open('written.py', 'w').close(); import written, old"
+        image = freeze(imports=["writer"], modules={"writer": writer, "old": ""})
+        modules = image.events[-1]["modules"]
+        self.assertEqual((modules["written"], modules["old"] is None), (None, False))
+
     def test_versions_are_those_that_modules_tell(self) -> None:
         modules = {"told": "__version__ = '1.5'", "lazy": "def __getattr__(name): 1 / 0"}
         ready = freeze(imports=["told", "lazy"], modules=modules).events[-1]

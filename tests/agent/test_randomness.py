@@ -4,7 +4,7 @@ import importlib.util
 import unittest
 from typing import Any
 
-from restored import AGENT, freeze
+from restored import AGENT, freeze, run
 
 RANDOM = "import random; say([random.random(), random.gauss(0, 1)])"
 NUMPY = "import numpy; say([numpy.random.rand(), numpy.random.randn()])"
@@ -92,6 +92,50 @@ class Randomness(unittest.TestCase):
             drawn ^= drawn << 37 & 0xFFF7EEE000000000
             drawn ^= drawn >> 43
             self.assertEqual(agent["TensorflowGenerator"].word(drawn), word)
+
+    def test_what_tensorflow_and_keras_have_drawn_from(self) -> None:
+        code = """
+import os, sys
+from types import ModuleType, SimpleNamespace as Any
+def module(name, **content):
+    sys.modules[name] = ModuleType(name)
+    sys.modules[name].__dict__.update(content)
+calls = []
+context = Any(_seed=%s, clear_kernel_cache=lambda: calls.append("cleared"))
+module("tensorflow", __path__=[])
+module("tensorflow.python", __path__=[])
+module("tensorflow.python.eager.context", context_safe=lambda: context)
+module("tensorflow.python.framework", __path__=[os.path.dirname(os.path.abspath(__file__))])
+from tensorflow.python.framework import random_seed
+random_seed.get_seed(%s)
+tracker = Any(global_seed_generator=Any(_initial_seed=%s))
+module("keras.src.backend.common.global_state", GLOBAL_STATE_TRACKER=tracker)
+import random
+if %s:
+    random.seed(1)
+"""
+        seeds = """
+from types import SimpleNamespace
+config = original = SimpleNamespace(is_op_determinism_enabled=lambda: False)
+def get_seed(op_seed):
+    return op_seed is not None or config.is_op_determinism_enabled()
+"""
+        program = """
+import libraries
+seeds = libraries.random_seed
+say([libraries.calls, vars(libraries.tracker) == {}, seeds.config is seeds.original])
+"""
+        # The global seed, the operation's, that of Keras's generator, and whether Python's has one.
+        for chosen, said in (
+            ((None, None, None, 0), [["cleared"], True, True]),
+            ((None, 7, None, 0), [[], True, True]),
+            ((3, None, None, 0), [[], True, True]),
+            ((None, None, 4, 0), [["cleared"], False, True]),
+            ((None, None, None, 1), [["cleared"], False, True]),
+        ):
+            modules = {"libraries": code % chosen, "random_seed": seeds}
+            result = run(program, imports=["libraries"], modules=modules)
+            self.assertEqual(result.said, said, chosen)
 
     def test_random_seeded_by_a_file(self) -> None:
         image = freeze(

@@ -301,6 +301,18 @@ say([str(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGHUP, signal.SIG
             self.assertIn(user, path)
             self.assertFalse([entry for entry in path if entry.startswith(one)])
 
+    def test_the_packages_of_a_user_who_has_none(self) -> None:
+        program = "import site, sysconfig, sys; say([site.USER_BASE, site.USER_SITE, sysconfig.get_config_var('userbase'), sys.path])"
+        options: "dict[str, object]" = {"imports": ["sysconfig", "filled"], "flags": ["-s"]}
+        options["modules"] = {"filled": "import sysconfig; sysconfig.get_config_vars()"}
+        options["frozen_environ"] = {"HOME": "/one"}
+        here, there = (
+            run(program, environ={**CLEAN, "HOME": home}, **options).said for home in ("/one", "/two")
+        )
+        self.assertEqual(there[:3], [path.replace("/one/", "/two/") for path in here[:3]])
+        self.assertEqual(there[0], "/two/.local")
+        self.assertEqual(there[3], here[3])
+
     def test_sys_argv_is_the_list_that_libraries_hold(self) -> None:
         program = "import sys, holder; say([sys.argv, holder.argv is sys.argv])"
         said = run(program, imports=["holder"], modules={"holder": "from sys import argv"}).said

@@ -119,3 +119,117 @@ fn a_starter_does_without() {
         std::fs::remove_file(image).unwrap();
     });
 }
+
+/// Looks for its settings below HOME, and makes them where there are none.
+const HOMELY: &str = r"
+import os
+place = os.path.join(os.path.expanduser('~'), '.homely')
+if not os.path.exists(place):
+    open(place, 'w').close()
+";
+const FOLLOWS: &str = r"
+import os, preloaded_criu, homely
+source = homely.__loader__.get_code('homely')
+def follow():
+    if 'REFUSE' in os.environ:
+        return False
+    exec(source, homely.__dict__)
+preloaded_criu.follows('HOME', 'homely', follow)
+";
+const OTHER: &str = "import os; os.environ['HOME']";
+/// How the process is, and whether it was restored.
+const WHERE: &str = r"
+import homely, os, signal, site
+print(os.path.relpath(homely.place, os.environ['HOME']), os.path.exists(homely.place))
+print(os.path.relpath(site.USER_BASE, os.environ['HOME']), open('/proc/self/comm').read())
+print([line for line in open('/proc/self/status') if line.startswith(('Sig', 'Shd')) and 'SigQ' not in line])
+try:
+    import preloaded_criu
+except ImportError:
+    open(os.environ['SEEN'], 'w').write('ordinary')
+else:
+    open(os.environ['SEEN'], 'w').write('restored')
+";
+
+#[test]
+fn a_variable_is_followed_where_all_its_readers_do() {
+    with_every_python(|it| {
+        it.file("homely.py", HOMELY);
+        it.file("follows.py", FOLLOWS);
+        it.file("other.py", OTHER);
+        let image = |name: &str, more: &[&str]| {
+            it.snapshot(["--import", "homely", "--exec", "follows.py", "--force", "-o", name])
+                .args(["--python".as_ref(), it.seat.python.path.as_os_str()])
+                .args(more)
+                .run()
+                .succeeds();
+            it.keep(name)
+        };
+        let all = image("all.img", &[]);
+        let some = image("some.img", &["--import", "other"]);
+        let folder = it.home().join("another");
+        std::fs::create_dir(&folder).unwrap();
+        it.own(&folder);
+        let seen = it.home().join("seen");
+        let run = |image: &PathBuf, more: &[&str]| {
+            let files = [("homely.py", HOMELY), ("follows.py", FOLLOWS), ("other.py", OTHER)];
+            let run = it.python(["-c", WHERE]).image(image.clone());
+            let run = run.env("HOME", &folder).env("SEEN", &seen);
+            let run = files.into_iter().fold(run, |run, (name, text)| run.file(name, text));
+            more.iter().fold(run, |run, name| run.env(name, "1"))
+        };
+        let place = folder.join(".homely");
+        let is_restored = || {
+            assert!(place.exists());
+            std::fs::remove_file(&place).unwrap();
+            std::fs::read_to_string(&seen).unwrap() == "restored"
+        };
+        let stock = run(&all, &[]).stock().run().succeeds().text();
+        assert!(stock.starts_with(".homely True\n.local "), "{stock}");
+        assert!(!is_restored());
+
+        let followed = run(&all, &[]).thaw().succeeds();
+        assert_eq!((followed.text(), followed.errors()), (stock.clone(), String::new()));
+        assert!(is_restored());
+
+        for (image, more, why) in [
+            (&some, &[][..], "which is another here"),
+            (&all, &["REFUSE"], "follow cannot follow it"),
+        ] {
+            let cold = run(image, more).thaw().succeeds();
+            assert_eq!(cold.text(), stock);
+            assert!(!is_restored());
+            assert_eq!(cold.errors().lines().count(), 1, "{cold:?}");
+            assert!(cold.errors().contains("HOME") && cold.errors().contains(why), "{cold:?}");
+            let quiet = run(image, &[more, &["PRELOADED_CRIU_QUIET"]].concat()).thaw().succeeds();
+            assert_eq!((quiet.text(), quiet.errors()), (stock.clone(), String::new()));
+            assert!(!is_restored());
+        }
+        for path in [&all, &some, &seen] {
+            std::fs::remove_file(path).unwrap();
+        }
+        std::fs::remove_dir(folder).unwrap();
+    });
+}
+
+#[test]
+fn a_child_that_cannot_follow_says_nothing() {
+    once(|it| {
+        it.file("homely.py", HOMELY);
+        it.file("follows.py", FOLLOWS);
+        it.snapshot(["--import", "homely", "--exec", "follows.py", "--force", "-o", "child.img"])
+            .args(["--python".as_ref(), it.seat.python.path.as_os_str()])
+            .run()
+            .succeeds();
+        let image = it.keep("child.img");
+        let script = "import os, subprocess, sys\n\
+            child = [sys.executable, '-c', 'import homely; print(homely.place)']\n\
+            environ = {**os.environ, 'HOME': os.getcwd()}\n\
+            print(subprocess.run(child, env=environ, capture_output=True, text=True, check=True))\n\
+            environ['REFUSE'] = '1'\n\
+            print(subprocess.run(child, env=environ, capture_output=True, text=True, check=True))";
+        let run = it.code(script).file("homely.py", HOMELY).file("follows.py", FOLLOWS);
+        run.image(image.clone()).is_as_stock();
+        std::fs::remove_file(image).unwrap();
+    });
+}
