@@ -43,10 +43,9 @@ fn watch(
     plan: &Section,
     view: &PlanView<'_>,
 ) -> io::Result<Option<Vec<Range<u64>>>> {
-    // Its directory is searched for modules: it must have none.
-    let folder = tempfile::tempdir()?;
-    let script = folder.path().join("script.py");
-    File::create(&script)?;
+    // Its directory is searched for modules, and has none; whatever becomes of us, it is removed.
+    let script = frozen.directory.join("script.py");
+    File::create_new(&script)?;
     let least_descriptor =
         view.descriptors().filter_map(|one| i32::try_from(one.number + 1).ok()).max().unwrap_or(0);
     let name = frozen.arguments.first().cloned();
@@ -55,14 +54,15 @@ fn watch(
         plan_offset: plan.offset,
         plan_length: plan.length,
         interpreter: frozen.interpreter.path.clone(),
-        arguments: vec![name.unwrap_or_else(|| OsString::from("python3")), script.into()],
+        arguments: vec![name.unwrap_or_else(|| OsString::from("python3")), script.clone().into()],
         least_descriptor,
         options: OPTION_REHEARSAL,
         children: None,
     };
     let turn = || -> Option<Infallible> { exec(launch).ok() };
-    let seen = at_its_end(PATIENCE, turn, |process| written(process, image, view))?;
-    seen.transpose()
+    let seen = at_its_end(PATIENCE, turn, |process| written(process, image, view));
+    fs::remove_file(script)?;
+    seen?.transpose()
 }
 
 /// Which pages of the image's private mappings a process has copies of (the kernel's

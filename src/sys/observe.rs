@@ -3,11 +3,11 @@
 use std::convert::Infallible;
 use std::fs::File;
 use std::io;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill, raise};
@@ -16,7 +16,8 @@ use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::spawn::{default_signals, fork};
 
-const STEP: Duration = Duration::from_millis(1);
+/// Milliseconds between two looks.
+const STEP: u8 = 1;
 
 /// A child that this process traces.
 struct Traced(Pid);
@@ -26,7 +27,9 @@ impl Traced {
     fn next(&self, deadline: Instant) -> io::Result<Option<WaitStatus>> {
         while Instant::now() < deadline {
             match waitpid(self.0, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) => sleep(STEP),
+                Ok(WaitStatus::StillAlive) => {
+                    let _ = poll(&mut [], PollTimeout::from(STEP));
+                }
                 Err(Errno::EINTR) => {}
                 status => return Ok(Some(status?)),
             }
