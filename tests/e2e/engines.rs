@@ -4,6 +4,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use tempfile::tempdir;
@@ -143,8 +145,12 @@ fn it_dies_with_a_launcher_that_is_killed_and_its_daemons_live() {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
         };
-        // Standard output has ended, so the script is gone or about to be reaped.
-        assert!(matches!(state(script), None | Some('Z' | 'X')), "{:?}", state(script));
+        // Standard output has ended, so the script is gone or on its way out.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !matches!(state(script), None | Some('Z' | 'X')) {
+            assert!(Instant::now() < deadline, "{:?}", state(script));
+            thread::sleep(Duration::from_millis(2));
+        }
         assert!(matches!(state(daemon), Some('R' | 'S' | 'D')), "{:?}", state(daemon));
         assert!(Command::new("/bin/kill").arg(daemon).status().unwrap().success());
     });
