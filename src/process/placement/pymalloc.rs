@@ -108,6 +108,9 @@ fn heads(bytes: &[u8], length: usize) -> Vec<usize> {
     found
 }
 
+/// What a program can address (the kernel's Documentation/arch/x86/x86_64/mm.rst, four-level paging).
+const ADDRESSES: u64 = 1 << 47;
+
 /// The entry that these bytes start with, if it can be one: its address, its first unused pool, and
 /// two counters of pools.
 fn entry(head: &[u8]) -> Option<Entry> {
@@ -116,7 +119,11 @@ fn entry(head: &[u8]) -> Option<Entry> {
         Some(u64::from_le_bytes(*bytes))
     };
     let (address, unused) = (word(0)?, word(1)?);
-    if address == 0 || !address.is_multiple_of(PAGE) || unused <= address {
+    // Any words of the memory may come along, those that are no addresses too.
+    if address == 0
+        || !address.is_multiple_of(PAGE)
+        || !(address.saturating_add(1)..ADDRESSES).contains(&unused)
+    {
         return None;
     }
     let counters = word(2)?;
@@ -151,4 +158,19 @@ fn index(window: &mut Window<'_>, entry: Entry) -> Result<Option<u64>, ProcessEr
         agreed = Some(index);
     }
     Ok(agreed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_that_are_no_addresses_make_no_entry() {
+        for address in [0, 1, PAGE, ADDRESSES, u64::MAX - PAGE + 1] {
+            for unused in [0, address, u64::MAX] {
+                let head: Vec<u8> = [address, unused, u64::MAX].map(u64::to_le_bytes).concat();
+                assert!(entry(&head).is_none(), "{address:#x} {unused:#x}");
+            }
+        }
+    }
 }
