@@ -55,17 +55,18 @@ impl Traced {
 
 impl Drop for Traced {
     fn drop(&mut self) {
-        // A process that is gone already has been waited for, and its number may be another's.
-        if waitpid(self.0, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD) {
-            return;
-        }
-        let _ = kill(self.0, Signal::SIGKILL);
-        // At its end, it goes on only where it is told so.
-        let _ = ptrace::cont(self.0, None);
-        while waitpid(self.0, None).is_ok_and(|status| {
-            !matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..))
-        }) {
+        loop {
+            match waitpid(self.0, Some(WaitPidFlag::WNOHANG)) {
+                // It has been waited for, and its number may be another's.
+                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD) => {
+                    return;
+                }
+                _ => {}
+            }
+            let _ = kill(self.0, Signal::SIGKILL);
+            // At its end, it goes on only where it is told so.
             let _ = ptrace::cont(self.0, None);
+            let _ = poll(&mut [], PollTimeout::from(STEP));
         }
     }
 }
