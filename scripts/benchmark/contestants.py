@@ -175,6 +175,7 @@ class ForkServer:
             self.unavailable = why
             return self
         modules = re.findall(r"^import (\S+)$", self._image.subject.imports(), re.MULTILINE)
+        modules = [name for name in modules if name != "preloaded_criu"]
         words = [self._image.python, "-m", "preloaded.py_preloaded_bundle_fork_server"]
         words += [*(modules or ["sys"]), "-o", str(self._starter)]
         subprocess.run(words, env=self._environment, check=True, capture_output=True)

@@ -18,6 +18,14 @@ class Unavailable(Exception):
     """Something cannot be measured here; the text says why."""
 
 
+# A recipe may ask to be called in a run, which there is none of.
+_NO_HOOKS = """import sys, types
+hooks = sys.modules["preloaded_criu"] = types.ModuleType("preloaded_criu")
+hooks.follows = hooks.after_restore = lambda *_: None
+del hooks
+"""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A program that imports something and says hello."""
@@ -33,13 +41,13 @@ class Subject:
     source: str | None = None
 
     def imports(self) -> str:
-        """The code that an image of it has executed."""
+        """The code that an image of it has executed, for an interpreter that is no image."""
         modules, warm_up = list(self.modules), ""
         if self.recipe:
             recipe = tomllib.loads((ROOT / f"images/{self.recipe}.toml").read_text())
             modules += recipe["imports"]
             warm_up = recipe.get("warm_up", "")
-        return "".join(f"import {module}\n" for module in modules) + warm_up
+        return "".join(f"import {module}\n" for module in modules) + _NO_HOOKS + warm_up
 
 
 def _arrays(gigabytes: float) -> Subject:
