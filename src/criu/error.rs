@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 
 use super::version::Version;
-use crate::sys::Explain;
+use crate::sys::{Explain, PROCESS_LIMITS};
 
 /// Why the work of CRIU was not done.
 #[derive(Debug, thiserror::Error)]
@@ -95,8 +95,6 @@ impl fmt::Display for Ending {
     }
 }
 
-const LIMITS: &str = "look at the limits on processes (ulimit -u; of a container: --pids-limit; sysctl kernel.pid_max) and on memory";
-
 const MEMORY: &str =
     "raise the memory limits (ulimit -v, -d; of a container: --memory; sysctl vm.max_map_count)";
 
@@ -112,12 +110,12 @@ const ADVICE: [(&str, &str); 14] = [
         "No space left on device",
         "point TMPDIR at a directory with room for the memory of the process",
     ),
-    ("Resource temporarily unavailable", LIMITS),
+    ("Resource temporarily unavailable", PROCESS_LIMITS),
     ("Cannot allocate memory", MEMORY),
     // -ENOMEM (criu/pie/restorer.c).
     ("0xfffffffffffffff4", MEMORY),
     // It was not forked (criu/vdso.c).
-    ("Compat vdso helper", LIMITS),
+    ("Compat vdso helper", PROCESS_LIMITS),
     ("sysctl", "it has to see /proc/sys: in a container, do not mask it"),
     (
         "seccomp",
@@ -149,7 +147,7 @@ impl Explain for CriuError {
                 "run scripts/install-criu, or install CRIU {} or later from your distribution",
                 Version::FLOOR
             ),
-            Self::Execute { source, .. } if is_want(source) => LIMITS.to_owned(),
+            Self::Execute { source, .. } if is_want(source) => PROCESS_LIMITS.to_owned(),
             Self::Execute { .. } | Self::Silent { .. } => {
                 "see what --criu, PRELOADED_CRIU_CRIU or PATH name; scripts/install-criu installs one \
                  that works"

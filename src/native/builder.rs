@@ -196,10 +196,15 @@ impl Builder {
     /// Makes one mapping of all of a library that cannot be written to: headers, code, constants (which
     /// linkers made one segment of until they came to have `-z separate-code`, ld(1)) and what the loader
     /// has made unwritable (`-z relro`). Nothing that can be executed can be written to.
-    /// Returns whether the mapping before ended there.
-    fn lengthen_text(&mut self, mapping: Mapping) -> bool {
-        let last = self.mappings.get_mut(&Key::Image).and_then(|group| group.last_mut());
-        match last {
+    /// Returns whether the mapping goes on where such a part of the same library ends.
+    fn lengthen_text(&mut self, vma: &Vma, mapping: Mapping) -> bool {
+        let (Some((end, library)), VmaKind::File { path, .. }) = (&mut self.text, &vma.kind) else {
+            return false;
+        };
+        if *end != mapping.start || library != path {
+            return false;
+        }
+        match self.mappings.get_mut(&Key::Image).and_then(|group| group.last_mut()) {
             Some(last)
                 if last.start + last.length == mapping.start
                     && last.flags == mapping.flags
@@ -208,17 +213,9 @@ impl Builder {
             {
                 last.length += mapping.length;
                 last.prot |= mapping.prot;
+                *end += mapping.length;
                 true
             }
-            _ => false,
-        }
-    }
-
-    /// Whether an embedded library's unwritable part ends at this address, and the mapping is one of the
-    /// same library's.
-    fn follows_text(&self, vma: &Vma, start: u64) -> bool {
-        match (&self.text, &vma.kind) {
-            (Some((end, library)), VmaKind::File { path, .. }) => *end == start && library == path,
             _ => false,
         }
     }
@@ -258,34 +255,28 @@ impl Builder {
             self.advices.push(Advice { start, length, call: PROTECT, value: vma.prot });
         }
         let mapping = Mapping { start, length, offset: 0, prot, flags: MAP_PRIVATE };
+        // What a linker leaves empty between code and data: less than it costs to map it.
+        if content == Content::Anonymous
+            && prot == 0
+            && length <= PADDING
+            && self.lengthen_text(vma, Mapping { offset: self.next, ..mapping })
+        {
+            self.store(Piece::Bytes(vec![0; length as usize]));
+            return;
+        }
         match (content, &vma.kind) {
             (Content::Image, kind) => {
                 let end = range.end;
-                let embedded = embedded || self.follows_text(vma, start);
                 let offset = self.store(Piece::Memory(range));
                 let mapping = Mapping { offset, ..mapping };
-                if !(self.follows_text(vma, start) && self.lengthen_text(mapping)) {
+                if !self.lengthen_text(vma, mapping) {
                     self.map(Key::Image, mapping);
-                }
-                if let VmaKind::File { path, .. } = kind
-                    && embedded
-                    && prot & PROT_WRITE == 0
-                {
-                    self.text = Some((end, path.clone()));
-                }
-            }
-            // What a linker leaves empty between code and data: less than it costs to map it.
-            (Content::Anonymous, VmaKind::File { path, .. })
-                if prot == 0 && length <= PADDING && self.follows_text(vma, start) =>
-            {
-                let offset = self.store(Piece::Bytes(vec![0; length as usize]));
-                if self.lengthen_text(Mapping { offset, ..mapping }) {
-                    self.text = Some((range.end, path.clone()));
-                } else {
-                    self.map(
-                        Key::Anonymous,
-                        Mapping { flags: MAP_PRIVATE | MAP_ANONYMOUS, ..mapping },
-                    );
+                    if let VmaKind::File { path, .. } = kind
+                        && embedded
+                        && prot & PROT_WRITE == 0
+                    {
+                        self.text = Some((end, path.clone()));
+                    }
                 }
             }
             (Content::File(offset), VmaKind::File { path, shared, .. }) => {

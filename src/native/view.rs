@@ -4,6 +4,7 @@
 use std::ffi::{CStr, OsStr};
 use std::marker::PhantomData;
 use std::ops;
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -213,6 +214,12 @@ impl<'a> PlanView<'a> {
         self.records(self.header.touched)
     }
 
+    /// One past the highest number that the frozen process knows as a descriptor of its own; 0 for none.
+    #[must_use]
+    pub fn least_descriptor(&self) -> RawFd {
+        self.descriptors().filter_map(|one| RawFd::try_from(one.number + 1).ok()).max().unwrap_or(0)
+    }
+
     /// Files that are opened.
     #[must_use]
     pub fn descriptors(&self) -> Records<'a, Descriptor> {
@@ -414,9 +421,7 @@ impl<'a> PlanView<'a> {
     fn check_touched(&self, space: &Space) -> Result<(), PlanFault> {
         for (index, range) in self.touched().enumerate() {
             let wrong = |what| PlanFault::Record { kind: "touched range", index, what };
-            let length = range.end.checked_sub(range.start);
-            let area = length.and_then(|length| Area::new(range.start, length));
-            let area = area
+            let area = Area::of(range)
                 .ok_or_else(|| wrong("is not a range of whole pages within the address space"))?;
             if !space.covers(area.start, area.end, PROT_WRITE) {
                 return Err(wrong("is where nothing is mapped that could be written to"));
@@ -431,9 +436,7 @@ impl<'a> PlanView<'a> {
         }
         for (index, hole) in self.holes().enumerate() {
             let wrong = |what| PlanFault::Record { kind: "hole", index, what };
-            let area = hole.end.checked_sub(hole.start);
-            let area = area.and_then(|length| Area::new(hole.start, length));
-            let area = area
+            let area = Area::of(hole)
                 .ok_or_else(|| wrong("is not a range of whole pages within the address space"))?;
             let special = self.specials().any(|special| {
                 area.start < special.start.saturating_add(special.length)
@@ -523,6 +526,10 @@ struct Area {
 }
 
 impl Area {
+    fn of(range: Range) -> Option<Self> {
+        Self::new(range.start, range.end.checked_sub(range.start)?)
+    }
+
     fn new(start: u64, length: u64) -> Option<Self> {
         let end = start.checked_add(length).filter(|end| *end <= TASK_SIZE)?;
         let whole = start.is_multiple_of(PAGE) && length.is_multiple_of(PAGE);

@@ -174,8 +174,7 @@ pub fn run(request: &Request) -> Result<Infallible, RunError> {
         return Err(RunError::OnlyCriu { path, reasons });
     }
     fits(&view)?;
-    let least_descriptor =
-        view.descriptors().filter_map(|one| i32::try_from(one.number + 1).ok()).max().unwrap_or(0);
+    let least_descriptor = view.least_descriptor();
     let plan = image.section(SectionKind::Plan);
     let children = if request.no_children { None } else { children(&request.image) };
     Ok(exec(Launch {
@@ -250,8 +249,9 @@ fn options(request: &Request) -> u64 {
 /// process becomes a new one.
 fn arguments(image: &Image, request: &Request) -> Result<Vec<OsString>, RunError> {
     let Check { interpreter, argv0, .. } = image.check();
-    if let Some(program) = request.program.clone().filter(|program| program != interpreter) {
-        return Err(RunError::OtherProgram { path: request.image.clone(), program });
+    if let Some(program) = request.program.as_ref().filter(|program| *program != interpreter) {
+        let (path, program) = (request.image.clone(), program.clone());
+        return Err(RunError::OtherProgram { path, program });
     }
     image.compare(request.check)?;
     // A python that goes by another name would be another one: it finds its libraries by its name.
@@ -330,14 +330,15 @@ fn variables(environment: &[CString]) -> impl Iterator<Item = (&[u8], &[u8])> {
 
 /// What a restore would otherwise find out when there is no way back.
 fn fits(view: &view::PlanView<'_>) -> Result<(), RunError> {
-    let all = view.mappings().map(|mapping| mapping.length).sum();
-    let data = view.mappings().filter(is_data).map(|mapping| mapping.length).sum();
+    let every: fn(&Mapping) -> bool = |_| true;
     let limits = [
-        ("address space", "ulimit -v", address_space_limit(), all),
-        ("memory of its own", "ulimit -d", data_limit(), data),
+        ("address space", "ulimit -v", address_space_limit(), every),
+        ("memory of its own", "ulimit -d", data_limit(), is_data),
     ];
-    for (what, option, limit, needed) in limits {
-        if let Some(limit) = limit.filter(|limit| *limit < needed) {
+    for (what, option, limit, counts) in limits {
+        let Some(limit) = limit else { continue };
+        let needed = view.mappings().filter(counts).map(|mapping| mapping.length).sum();
+        if needed > limit {
             return Err(RunError::NoRoom { what, option, needed, limit });
         }
     }

@@ -22,6 +22,7 @@ use crate::image::Section;
 use crate::native::exec::{Launch, exec};
 use crate::native::view::PlanView;
 use crate::sys::observe::at_its_end;
+use crate::sys::procfs::ProcessDirectory;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const PROT_WRITE: u32 = 2;
@@ -46,8 +47,6 @@ fn watch(
     // Its directory is searched for modules, and has none; whatever becomes of us, it is removed.
     let script = frozen.directory.join("script.py");
     File::create_new(&script)?;
-    let least_descriptor =
-        view.descriptors().filter_map(|one| i32::try_from(one.number + 1).ok()).max().unwrap_or(0);
     let name = frozen.arguments.first().cloned();
     let launch = Launch {
         image: OwnedFd::from(image.try_clone()?),
@@ -55,7 +54,7 @@ fn watch(
         plan_length: plan.length,
         interpreter: frozen.interpreter.path.clone(),
         arguments: vec![name.unwrap_or_else(|| OsString::from("python3")), script.clone().into()],
-        least_descriptor,
+        least_descriptor: view.least_descriptor(),
         options: OPTION_REHEARSAL,
         children: None,
     };
@@ -72,10 +71,11 @@ fn written(process: Pid, image: &File, view: &PlanView<'_>) -> io::Result<Vec<Ra
     const PRESENT: u64 = 1 << 63;
     const OF_A_FILE: u64 = 1 << 61;
     let mut written: Vec<Range<u64>> = Vec::new();
-    if !has_mapped(process, image)? {
+    let process = ProcessDirectory::open(process)?;
+    if !has_mapped(&process, image)? {
         return Ok(written);
     }
-    let pagemap = File::open(format!("/proc/{process}/pagemap"))?;
+    let pagemap = process.file("pagemap")?;
     let source = view.sources().find(|source| source.kind == SOURCE_IMAGE);
     let mappings = source.into_iter().flat_map(|source| view.mappings_of(&source));
     let mut words = Vec::new();
@@ -100,8 +100,10 @@ fn written(process: Pid, image: &File, view: &PlanView<'_>) -> io::Result<Vec<Ra
 }
 
 /// Whether it has become the frozen process: where that cannot be, it is a new interpreter.
-fn has_mapped(process: Pid, image: &File) -> io::Result<bool> {
+fn has_mapped(process: &ProcessDirectory, image: &File) -> io::Result<bool> {
     let inode = image.metadata()?.ino().to_string();
-    let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
-    Ok(maps.lines().any(|line| line.split_ascii_whitespace().nth(4) == Some(inode.as_str())))
+    Ok(process
+        .text("maps")?
+        .lines()
+        .any(|line| line.split_ascii_whitespace().nth(4) == Some(inode.as_str())))
 }

@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use super::namespaces::{self, Refused, Step};
 use super::procfs::ProcessDirectory;
 use super::spawn::{self, Spawn};
-use super::{Explain, own};
+use super::{Explain, PROCESS_LIMITS, own};
 
 /// Where the programs are started.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -73,11 +73,7 @@ pub enum KeeperError {
 impl Explain for KeeperError {
     fn hint(&self) -> String {
         match self {
-            Self::Refused { step: Step::Fork | Step::Session, .. } => {
-                "look at the limits on processes (ulimit -u; of a container: --pids-limit; sysctl kernel.pid_max) and on \
-                 memory"
-                    .to_owned()
-            }
+            Self::Refused { step: Step::Fork | Step::Session, .. } => PROCESS_LIMITS.to_owned(),
             Self::Refused { .. } => "in a container, give it `--cap-add CHECKPOINT_RESTORE \
                  --security-opt seccomp=unconfined`; on a machine that does not let ordinary users \
                  make user namespaces, take the snapshot as root (sudo), or let an administrator \

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout};
 
-use super::spawn::{default_signals, fork};
+use super::spawn::{default_signals, fork, leave};
 
 /// Milliseconds between two looks.
 const STEP: u8 = 1;
@@ -88,8 +88,7 @@ pub fn at_its_end<T>(
         if be_traced().is_ok() {
             turn();
         }
-        // SAFETY: ends this child without anything that the parent has registered for its own end.
-        unsafe { libc::_exit(1) }
+        leave()
     };
     let child = Traced(child);
     if !matches!(child.next(deadline)?, Some(WaitStatus::Stopped(_, Signal::SIGSTOP))) {

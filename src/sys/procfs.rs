@@ -22,7 +22,11 @@ pub struct ProcessDirectory(OwnedFd);
 
 impl ProcessDirectory {
     /// Opens the directory of a process that has this number here.
-    pub(super) fn open(pid: Pid) -> io::Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// The kernel's reason; `ENOENT` where there is no such process.
+    pub fn open(pid: Pid) -> io::Result<Self> {
         let path = format!("/proc/{pid}");
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         Ok(Self(nix::fcntl::open(path.as_str(), flags, Mode::empty())?))
