@@ -7,39 +7,49 @@
 )]
 
 use std::cell::OnceCell;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use preloaded_criu::agent::{Event, Job};
-use preloaded_criu::image::{Archive, Check, Image, Manifest, SectionKind};
+use preloaded_criu::criu::Log;
+use preloaded_criu::criu::restore::{Restore, descriptors, numbers};
+use preloaded_criu::image::{self, Archive, Check, Image, Manifest, SectionKind, decode_pages};
 use preloaded_criu::native::builder::{Facts, build};
 use preloaded_criu::native::view::PlanView;
 use preloaded_criu::native::xsave::XsaveLayout;
 use preloaded_criu::process::placement::placement;
 use preloaded_criu::process::smaps::Smaps;
-use preloaded_criu::process::{Memory, OnDisk, Process};
-use restore_plan::{HANDOVER_TEXT, Handover, SOURCE_FILE, SOURCE_IMAGE};
+use preloaded_criu::process::{FileContent, Memory, PageSource, Process};
+use preloaded_criu::run::criu_terms::{memory, yielding};
+use preloaded_criu::sys::caller::{Caller, Capabilities};
+use restore_plan::{HANDOVER_TEXT, Handover, PROTECT, SOURCE_FILE, SOURCE_IMAGE};
 use tempfile::TempDir;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// A target: panics where the bytes do what they must not.
-type Target = fn(&[u8]);
+/// A target: panics where the bytes do what they must not; none where they were refused on the way.
+type Target = fn(&[u8]) -> Option<()>;
 
 /// All targets by their names.
-pub(crate) const TARGETS: [(&str, Target); 6] = [
+pub(crate) const TARGETS: [(&str, Target); 7] = [
     ("check", check),
     ("container", container),
     ("manifest", manifest),
     ("orders", orders),
     ("plan", plan),
     ("process", process),
+    ("restore", restore),
 ];
 
 const PAGE: usize = 4096;
 /// One past the highest address of a process.
 const ADDRESSES: u64 = 1 << 47;
+/// The memory of an image that has all that a plan asks for.
+const ROOM: Range<u64> = PAGE as u64..1 << 30;
 
 /// A private directory in memory.
 fn folder() -> TempDir {
@@ -58,7 +68,7 @@ fn in_folder<T>(work: impl FnOnce(&Path) -> T) -> T {
 }
 
 /// The container: the file as a whole. Checksums are made right first, or nothing would get past them.
-pub(crate) fn container(bytes: &[u8]) {
+pub(crate) fn container(bytes: &[u8]) -> Option<()> {
     let mut bytes = bytes.to_vec();
     seal(&mut bytes);
     in_folder(|folder| {
@@ -66,7 +76,7 @@ pub(crate) fn container(bytes: &[u8]) {
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path).unwrap();
         file.set_permissions(Permissions::from_mode(0o600)).unwrap();
         file.write_all_at(&bytes, 0).unwrap();
-        let Ok(image) = Image::open(&path) else { return };
+        let image = Image::open(&path).ok()?;
         for kind in SectionKind::ALL {
             let range = image.section(kind).range();
             assert!(
@@ -74,21 +84,20 @@ pub(crate) fn container(bytes: &[u8]) {
                 "{kind:?} {range:?}"
             );
         }
-        let _ = image.manifest();
-        if let Ok(archive) = image.criu_files() {
-            names_stay_in_their_directory(&archive);
+        let manifest = image.manifest();
+        let archive = image.criu_files();
+        let _ = archive.as_ref().inspect(|archive| names_stay_in_their_directory(archive));
+        let pages = image.pages();
+        for run in pages.iter().flatten() {
+            let memory = image.memory();
+            assert!(run.offset >= memory.start && run.offset + run.length <= memory.end);
         }
-        if let Ok(pages) = image.pages() {
-            for run in pages {
-                let memory = image.memory();
-                assert!(run.offset >= memory.start && run.offset + run.length <= memory.end);
-            }
-        }
-        let _ = image.verify();
+        let verified = image.verify();
         if let Ok(view) = PlanView::new(image.plan(), image.length(), image.memory()) {
             is_sound(&view, &image.memory());
         }
-    });
+        manifest.and(archive).and(pages).and(verified).ok()
+    })
 }
 
 /// Gives every section, and then the header, the checksum that it has to have (`src/image/format.rs`).
@@ -120,11 +129,10 @@ fn names_stay_in_their_directory(archive: &Archive) {
 }
 
 /// The restore plan, for an image whose memory has room for what the usual offsets name.
-pub(crate) fn plan(bytes: &[u8]) {
-    let memory = PAGE as u64..1 << 30;
-    if let Ok(view) = PlanView::new(bytes, memory.end, memory.clone()) {
-        is_sound(&view, &memory);
-    }
+pub(crate) fn plan(bytes: &[u8]) -> Option<()> {
+    let view = PlanView::new(bytes, ROOM.end, ROOM).ok()?;
+    is_sound(&view, &ROOM);
+    Some(())
 }
 
 /// What the restorer relies on, said once more in the plainest way.
@@ -155,6 +163,19 @@ fn is_sound(view: &PlanView<'_>, memory: &Range<u64>) {
         assert!(hole.start < hole.end && !mapped.iter().any(touches), "a hole is none");
     }
     let covers = |address: u64| mapped.iter().any(|range| range.contains(&address));
+    for range in view.touched().map(|touched| touched.start..touched.end) {
+        assert!(range.start < range.end && range.end <= ADDRESSES);
+        assert!(range.step_by(PAGE).take(1 << 12).all(covers), "memory is touched that is none");
+    }
+    for advice in view.advices() {
+        assert!(covers(advice.start) && covers(advice.start + advice.length - 1));
+        // Nothing that throws memory away: madvise(2), MADV_DONTNEED, FREE and REMOVE.
+        assert!(advice.call == PROTECT || ![4, 8, 9].contains(&advice.value), "{advice:?}");
+    }
+    for special in view.specials() {
+        let end = special.start.checked_add(special.length).unwrap();
+        assert!(!mapped.iter().any(|range| range.start < end && special.start < range.end));
+    }
     assert!(covers(view.header().thaw));
     for thread in view.threads() {
         assert!(thread.clear_tid == 0 || covers(thread.clear_tid));
@@ -168,67 +189,178 @@ fn is_sound(view: &PlanView<'_>, memory: &Range<u64>) {
 }
 
 /// CRIU's files, as an archive has them: read into a process, and made a plan of.
-pub(crate) fn process(bytes: &[u8]) {
-    let Some(archive) = Archive::decode(bytes.to_vec()) else { return };
+///
+/// The archive has no pages, only words of them (entry `words`: offset and word, of eight bytes each), and
+/// mapped files by the last part of their names. All that is not said is zero, and what the kernel says of
+/// the mappings (entry `smaps`) is usual.
+pub(crate) fn process(bytes: &[u8]) -> Option<()> {
+    let archive = Archive::decode(bytes.to_vec())?;
     names_stay_in_their_directory(&archive);
     let folder = folder();
-    for (name, content) in archive.files().take(32) {
+    for (name, content) in archive.files().take(48) {
         if name.len() < 255 {
             fs::write(folder.path().join(name), content).unwrap();
         }
     }
-    if let Some(text) = archive.get("smaps") {
-        let _ = Smaps::parse(text);
+    let _ = Log::read(folder.path());
+    let pages = folder.path().join("pages-1.img");
+    let pages = OpenOptions::new().create(true).truncate(false).write(true).open(pages).unwrap();
+    pages.set_len(MOST_DUMPED).unwrap();
+    for record in archive.get("words").unwrap_or_default().as_chunks::<16>().0.iter().take(4096) {
+        let (offset, word) = record.split_at(8);
+        let offset = u64::from_le_bytes(offset.try_into().unwrap());
+        pages.write_all_at(word, offset % (MOST_DUMPED - 8)).unwrap();
     }
-    let Ok(mut process) = Process::load(folder.path()) else { return };
-    let smaps = archive.get("smaps").and_then(|text| Smaps::parse(text).ok());
-    if let Some(smaps) = smaps {
-        let _ = process.annotate(&smaps);
+    let (mut process, others) = Process::load_tree(folder.path()).ok()?;
+    let smaps = match archive.get("smaps") {
+        Some(text) => Smaps::parse(text).ok()?,
+        None => usual(&process),
+    };
+    process.annotate(&smaps).ok()?;
+    let own = [202];
+    let refusals = process.refusals(&own);
+    let _ = refusals.iter().map(ToString::to_string).count();
+    for other in &others {
+        let _ = other.refusals_as_other(&own).iter().map(ToString::to_string).count();
     }
-    let _ = process.refusals(&[202]).iter().map(ToString::to_string).count();
-    let files = OnDisk::default();
-    let Ok(memory) = Memory::open(&process, &files) else { return };
-    let Ok(placements) = placement(&memory, 16, &|_| bytes.len() % 2 == 1) else { return };
+    let files = Mapped(&archive);
+    let memory = Memory::open(&process, &files).ok()?;
+    let placements = placement(&memory, 16, &|_| bytes.len() % 2 == 1).ok()?;
     // Only what is not refused becomes an image.
-    if !process.refusals(&[202]).is_empty() {
-        return;
+    refusals.is_empty().then_some(())?;
+    let code = process.vmas.iter().find(|vma| vma.prot & PROT_EXEC != 0)?;
+    let facts = Facts { thaw: code.range.start, default_sigint: true, own_descriptors: own.into() };
+    let built = build(&memory, &placements, &facts, &XsaveLayout::of_this_machine()?, PAGE as u64);
+    // What a run would not accept does not become an image either.
+    let plan = built.ok()?.plan(&[]).ok()?;
+    process.rewrite(folder.path(), &[]).ok()?;
+    plan.starts_with(&restore_plan::MAGIC.to_le_bytes()).then_some(())
+}
+
+/// No dump has more pages than this.
+const MOST_DUMPED: u64 = 64 << 20;
+const PROT_EXEC: u32 = 4;
+
+/// What the kernel says of ordinary mappings.
+fn usual(process: &Process) -> Smaps {
+    let mut text = String::new();
+    for Range { start, end } in process.vmas.iter().map(|vma| &vma.range) {
+        writeln!(text, "{start:x}-{end:x} rw-p 0 0 0\nVmFlags: rd wr").unwrap();
     }
-    let facts =
-        Facts { thaw: 0, default_sigint: true, own_descriptors: vec![202], touched: vec![] };
-    let Some(xsave) = XsaveLayout::of_this_machine() else { return };
-    let _ = build(&memory, &placements, &facts, &xsave, PAGE as u64);
+    Smaps::parse(text.as_bytes()).unwrap()
+}
+
+/// The files of an archive, by the last part of their names. What is not there is one system call after the
+/// other: a thread must have been frozen in one.
+struct Mapped<'a>(&'a Archive);
+
+impl FileContent for Mapped<'_> {
+    fn read_at(&self, path: &Path, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let name = path.file_name().and_then(OsStr::to_str);
+        let Some(content) = name.and_then(|name| self.0.get(name)) else {
+            let call = [0x0f, 0x05];
+            let bytes = call.iter().cycle().skip((offset % 2) as usize);
+            buffer.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+            return Ok(buffer.len());
+        };
+        let from = content.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
+        let count = buffer.len().min(content.len() - from);
+        buffer[..count].copy_from_slice(&content[from..from + count]);
+        Ok(count)
+    }
+}
+
+/// CRIU's files, as an archive has them, a plan (entry `plan`) and the index of the pages (`pages`): made
+/// into the files of one run by CRIU. With an entry `eager`, everything is copied.
+pub(crate) fn restore(bytes: &[u8]) -> Option<()> {
+    let archive = Archive::decode(bytes.to_vec())?;
+    let view = PlanView::new(archive.get("plan")?, ROOM.end, ROOM).ok()?;
+    let pages = decode_pages(archive.get("pages")?, &ROOM)?;
+    let memory = memory(&view, pages, archive.get("eager").is_some());
+    let others = memory.others.values().flatten();
+    let copied = memory.copies.iter().chain(others).map(|copy| copy.range.end - copy.range.start);
+    // What is copied is written, however often.
+    (copied.fold(0, u64::saturating_add) <= MOST_DUMPED / 8).then_some(())?;
+    let numbers = numbers(&archive).ok()?;
+    let _ = descriptors(&archive).ok()?;
+    let folder = folder();
+    let directory = folder.path().join("files");
+    fs::create_dir(&directory).unwrap();
+    let image = File::create_new(folder.path().join("image")).unwrap();
+    image.set_len(ROOM.end).unwrap();
+    let image = File::open(folder.path().join("image")).unwrap();
+    let restore = Restore {
+        archive: &archive,
+        image: &image,
+        image_path: "/image".into(),
+        memory,
+        yielding: yielding(&view),
+        caller: &caller(),
+        numbers: (1000..).take(numbers.len()).collect(),
+        frozen_orders: 202,
+        orders: 203,
+    };
+    let written = restore.write(&directory);
+    let _ = restore.request();
+    let beside = fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(beside, 2, "a file was written elsewhere");
+    written.ok()
+}
+
+fn caller() -> Caller {
+    Caller {
+        users: [1000; 4],
+        groups: [1000; 4],
+        supplementary: vec![4, 24],
+        capabilities: Capabilities::default(),
+        secure_bits: 0,
+        no_new_privileges: true,
+        umask: 0o22,
+        limits: vec![(1024, 4096); 16],
+        nice: 0,
+        scheduling: (0, 0),
+        mask: 1 << 11,
+        ignored: 1,
+        timers: [(0, 0); 3],
+        session: 77,
+        group: 78,
+    }
 }
 
 /// The manifest.
-pub(crate) fn manifest(bytes: &[u8]) {
-    if let Ok(manifest) = serde_json::from_slice::<Manifest>(bytes) {
-        let text = serde_json::to_vec(&manifest).unwrap();
-        assert_eq!(serde_json::from_slice::<Manifest>(&text).unwrap(), manifest);
-    }
+pub(crate) fn manifest(bytes: &[u8]) -> Option<()> {
+    let manifest = serde_json::from_slice::<Manifest>(bytes).ok()?;
+    let text = serde_json::to_vec(&manifest).unwrap();
+    assert_eq!(serde_json::from_slice::<Manifest>(&text).unwrap(), manifest);
+    Some(())
 }
 
 /// What an image depends on.
-pub(crate) fn check(bytes: &[u8]) {
-    if let Some(check) = Check::decode(bytes) {
-        assert_eq!(check.encode(), bytes);
-        assert!(check.interpreter.is_absolute());
-        assert!(check.files.iter().all(|file| file.path.is_absolute()));
-    }
+pub(crate) fn check(bytes: &[u8]) -> Option<()> {
+    let check = Check::decode(bytes)?;
+    assert_eq!(check.encode(), bytes);
+    assert!(check.interpreter.is_absolute());
+    assert!(check.files.iter().all(|file| file.path.is_absolute()));
+    Some(())
 }
 
 /// What is said between launcher, restorer and agent.
-pub(crate) fn orders(bytes: &[u8]) {
+pub(crate) fn orders(bytes: &[u8]) -> Option<()> {
     let text = bytes.get(..HANDOVER_TEXT).unwrap_or(bytes);
-    if let Some(handover) = Handover::from_text(text) {
+    let handover = Handover::from_text(text);
+    if let Some(handover) = &handover {
         assert_eq!(handover.to_text(), text);
     }
+    let mut said = None;
     for line in bytes.split(|byte| *byte == b'\n') {
-        let _ = serde_json::from_slice::<Event>(line);
+        said = said.or(serde_json::from_slice::<Event>(line).map(drop).ok());
         if let Ok(job) = serde_json::from_slice::<Job>(line) {
             let text = serde_json::to_vec(&job).unwrap();
             assert_eq!(serde_json::from_slice::<Job>(&text).unwrap(), job);
+            said = Some(());
         }
     }
+    said.or(handover.map(drop))
 }
 
 /// Makes seeds of an image: what each target would read of it.
@@ -247,8 +379,40 @@ pub(crate) fn seeds(image: &Path, folder: &Path) {
     put("check", &section(SectionKind::Check));
     put("plan", &section(SectionKind::Plan));
     put("manifest", &section(SectionKind::Manifest));
-    put("process", &section(SectionKind::Criu));
+    let files = section(SectionKind::Criu);
+    let mut restored = Archive::decode(files.clone()).unwrap();
+    restored.push("plan", &section(SectionKind::Plan));
+    restored.push("pages", &section(SectionKind::Pages));
+    put("restore", restored.as_bytes());
+    put("process", with_sync_point(&opened, files).as_bytes());
     put("container", &small(&opened, &section));
+}
+
+/// CRIU's files, and the words of the pages at which the main thread was frozen.
+fn with_sync_point(image: &Image, files: Vec<u8>) -> Archive {
+    let mut archive = Archive::decode(files).unwrap();
+    let folder = folder();
+    for (name, content) in archive.files() {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
+    let pages = File::create_new(folder.path().join("pages-1.img")).unwrap();
+    pages.set_len(MOST_DUMPED).unwrap();
+    let process = Process::load(folder.path()).unwrap();
+    let at = process.threads[0].registers.ip & !7;
+    let run = process.pages.within(at..at + 8).next().unwrap();
+    let PageSource::Dump(offset) = run.source else { panic!("{run:?}") };
+    let here = |run: &&image::PageRun| (run.address..run.address + run.length).contains(&at);
+    let runs = image.pages().unwrap();
+    let kept = runs.iter().find(here).unwrap();
+    let mut words = Vec::new();
+    for address in [at - 8, at, at + 8] {
+        let mut word = [0; 8];
+        image.file().read_exact_at(&mut word, kept.offset + (address - kept.address)).unwrap();
+        words.extend((offset + address - run.range.start).to_le_bytes());
+        words.extend(word);
+    }
+    archive.push("words", &words);
+    archive
 }
 
 /// An image without its memory: what a parser has to do with, in few bytes.

@@ -3,4 +3,6 @@
 #[path = "../targets.rs"]
 mod targets;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::check(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    targets::check(bytes);
+});

@@ -36,7 +36,7 @@ pub use error::{Fault, ImageError, Part, WriteFault};
 pub use format::{FORMAT_VERSION, Section, SectionKind};
 pub use machine::{Cpu, Machine};
 pub use manifest::{Again, Host, Manifest, Memory, MemoryKind, Module, Python, Recipe};
-pub use pages::PageRun;
+pub use pages::{PageRun, decode as decode_pages};
 pub use reader::Image;
 pub use variables::Variables;
 pub use writer::{Contents, MEMORY_OFFSET, Writer};

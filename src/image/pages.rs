@@ -30,7 +30,7 @@ pub(super) fn encode(runs: &[PageRun]) -> Vec<u8> {
 
 /// Reads an index. `None` unless every run is whole pages of the part of the image that is `memory`.
 #[must_use]
-pub(super) fn decode(bytes: &[u8], memory: &Range<u64>) -> Option<Vec<PageRun>> {
+pub fn decode(bytes: &[u8], memory: &Range<u64>) -> Option<Vec<PageRun>> {
     let mut runs = Vec::new();
     let mut cursor = Cursor::new(bytes);
     while !cursor.is_at_end() {

@@ -13,6 +13,7 @@ use super::NativeError;
 use super::encode::{Encode, Encoder};
 use super::frame::{frame_size, mask_address, signal_frame};
 use super::layout::{Content, Piece, Segment, holes, segments};
+use super::view::PlanView;
 use super::xsave::XsaveLayout;
 use crate::process::placement::Placement;
 use crate::process::smaps::VmFlags;
@@ -49,18 +50,35 @@ pub struct Facts {
     pub default_sigint: bool,
     /// Descriptors that are the snapshot's and not the program's.
     pub own_descriptors: Vec<u32>,
-    /// Private memory that every run writes to.
-    pub touched: Vec<std::ops::Range<u64>>,
 }
 
 /// A plan, and what the image's memory section must hold for it.
 pub struct Built {
-    /// The plan's bytes.
-    pub plan: Vec<u8>,
+    header: Header,
+    tables: Encoder,
     /// The memory section from its first byte on.
     pub memory: Vec<Piece>,
     /// Where dumped pages went: address, length, offset in the image file.
     pub pages: Vec<(u64, u64, u64)>,
+    /// Where in the image file the memory section lies.
+    section: std::ops::Range<u64>,
+}
+
+impl Built {
+    /// The plan's bytes. `touched` is the private memory that every run writes to, as far as it is known.
+    ///
+    /// # Errors
+    ///
+    /// What no run would accept of it ([`PlanView::new`]).
+    pub fn plan(&self, touched: &[std::ops::Range<u64>]) -> Result<Vec<u8>, NativeError> {
+        let mut tables = self.tables.clone();
+        let touched: Vec<_> =
+            touched.iter().map(|range| Range { start: range.start, end: range.end }).collect();
+        let touched = tables.table(&touched);
+        let plan = tables.finish(Header { touched, ..self.header });
+        PlanView::new(&plan, self.section.end, self.section.clone())?;
+        Ok(plan)
+    }
 }
 
 /// Makes the plan of a process whose memory section begins at `memory_offset` of the image file.
@@ -117,9 +135,8 @@ pub fn build(
         rseq_signature: rseq.map_or(0, |rseq| u64::from(rseq.signature)),
         ..Header::default()
     };
-    let touched = facts.touched.iter().map(|range| Range { start: range.start, end: range.end });
-    let touched = touched.collect();
-    builder.finish(header, &Tables { signals, threads, specials, holes, descriptors, touched })
+    let section = memory_offset..builder.next;
+    builder.finish(header, &Tables { signals, threads, specials, holes, descriptors }, section)
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,7 +153,6 @@ struct Tables {
     specials: Vec<Special>,
     holes: Vec<Range>,
     descriptors: Vec<Descriptor>,
-    touched: Vec<Range>,
 }
 
 struct Builder {
@@ -399,7 +415,12 @@ impl Builder {
         Ok(records)
     }
 
-    fn finish(self, mut header: Header, tables: &Tables) -> Result<Built, NativeError> {
+    fn finish(
+        self,
+        mut header: Header,
+        tables: &Tables,
+        section: std::ops::Range<u64>,
+    ) -> Result<Built, NativeError> {
         let mut encoder = Encoder::with_room_for::<Header>();
         let mut names = self.names;
         let mut sources = Vec::new();
@@ -427,9 +448,9 @@ impl Builder {
         header.specials = encoder.table(&tables.specials);
         header.holes = encoder.table(&tables.holes);
         header.descriptors = encoder.table(&tables.descriptors);
-        header.touched = encoder.table(&tables.touched);
         header.names = encoder.bytes(&names);
-        Ok(Built { plan: encoder.finish(header), memory: self.memory, pages: self.pages })
+        let Self { memory, pages, .. } = self;
+        Ok(Built { header, tables: encoder, memory, pages, section })
     }
 }
 
@@ -478,7 +499,7 @@ fn finish_read(memory: &Memory<'_>, main: &mut FrozenThread) -> Result<(), Nativ
     // CRIU points a restartable call back at its instruction; one that is not restarted is past it.
     if is_call(registers.ip)? {
         registers.ip += 2;
-    } else if !is_call(registers.ip - 2)? {
+    } else if !is_call(registers.ip.wrapping_sub(2))? {
         return Err(NativeError::NotAtSyncPoint { address: registers.ip });
     }
     registers.ax = 0;

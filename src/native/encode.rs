@@ -77,6 +77,7 @@ records! {
 }
 
 /// A plan in the making.
+#[derive(Clone)]
 pub(super) struct Encoder(Vec<u8>);
 
 impl Encoder {

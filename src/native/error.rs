@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::view::PlanFault;
 use crate::process::ProcessError;
 use crate::sys::Explain;
 
@@ -45,6 +46,9 @@ pub enum NativeError {
     /// The vDSO and its data pages are not in one row.
     #[error("the vDSO lies apart from its data pages")]
     Vdso,
+    /// A plan that the launcher would refuse.
+    #[error("no run would accept the restore plan")]
+    Plan(#[from] PlanFault),
     /// The restorer cannot be handed over.
     #[error("the restorer cannot be handed to the interpreter")]
     Handover(#[source] std::io::Error),

@@ -69,6 +69,9 @@ pub enum Damage {
     /// It has no entry at all.
     #[error("it is empty")]
     Empty,
+    /// A number in it that no process could have.
+    #[error("one of its entries is of no process that could be")]
+    Nonsense,
     /// An entry is not the protobuf message that it should be.
     #[error("one of its entries cannot be decoded")]
     Message(#[from] protobuf::Error),

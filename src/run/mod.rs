@@ -1,5 +1,6 @@
 //! From an image and the arguments for python to the frozen interpreter, in this very process.
 
+pub mod criu_terms;
 mod orders;
 mod through_criu;
 

@@ -1,6 +1,5 @@
 //! A run by CRIU itself: the script is a child of ours, restored by `criu swrk`, and we stay with it.
 
-use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::fs::{self, DirBuilder, File};
 use std::hash::{BuildHasher, RandomState};
@@ -15,14 +14,13 @@ use std::process::ExitStatus;
 use nix::errno::Errno;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::Pid;
-use restore_plan::{GUARD_INSTALL, PROTECT, SOURCE_FILE, SOURCE_IMAGE};
 
+use super::criu_terms::{memory, yielding};
 use super::orders::{Message, Orders, free_number};
-use crate::criu::restore::{Content, Copied, FilesError, Part, Restore};
+use crate::criu::restore::{FilesError, Restore};
 use crate::criu::{self, Criu, CriuError, Worker};
-use crate::image::{Archive, Image, ImageError, PageRun};
+use crate::image::{Archive, Image, ImageError};
 use crate::native::view::PlanView;
-use crate::process::PAGE;
 use crate::sys::Explain;
 use crate::sys::caller::{
     Caller, inherited_descriptors, let_go, lift_descriptor_limit, working_directory,
@@ -222,25 +220,13 @@ fn restore(
         directory: working_directory(),
     })
     .map_err(system("prepare the script's orders"))?;
-    let Pages { own, others } = pages(launch.image)?;
     let plan = Restore {
         archive,
         image: launch.image.file(),
         image_path: fs::canonicalize(launch.image.path())
             .map_err(system("find the image's place"))?,
-        parts: parts(view, eager),
-        copies: copies(&own, view, eager),
-        others,
-        advice: view
-            .advices()
-            // Guard regions are in CRIU's own list of mappings.
-            .filter(|advice| advice.call != PROTECT && advice.value != GUARD_INSTALL)
-            .map(|advice| (advice.start..advice.start + advice.length, advice.value))
-            .collect(),
-        yielding: view
-            .signals()
-            .filter(|signal| signal.yields != 0)
-            .fold(0, |set, signal| set | 1 << (signal.number - 1)),
+        memory: memory(view, launch.image.pages()?, eager),
+        yielding: yielding(view),
         caller,
         numbers: new,
         frozen_orders: FROZEN_ORDERS,
@@ -305,78 +291,6 @@ fn make_first(places: &[PathBuf]) -> io::Result<PathBuf> {
         }
     }
     Err(last)
-}
-
-fn parts(view: &PlanView<'_>, eager: bool) -> Vec<Part> {
-    let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned();
-    let mut parts: Vec<Part> = view
-        .sources()
-        .flat_map(|source| {
-            view.mappings_of(&source).map(move |mapping| Part {
-                range: mapping.start..mapping.start + mapping.length,
-                content: match source.kind {
-                    SOURCE_IMAGE if eager => Content::Anonymous(anonymous),
-                    SOURCE_IMAGE => Content::Image(mapping.offset),
-                    SOURCE_FILE => Content::File(mapping.offset),
-                    _ => Content::Anonymous(mapping.flags),
-                },
-            })
-        })
-        .collect();
-    parts.sort_unstable_by_key(|part| part.range.start);
-    parts
-}
-
-/// The pages in the image.
-struct Pages {
-    /// Those of the frozen process itself.
-    own: Vec<PageRun>,
-    /// Those of the processes that it has started, by the N of their `pages-N.img`.
-    others: BTreeMap<u32, Vec<Copied>>,
-}
-
-/// Reads where they are: the frozen process's are the first.
-fn pages(image: &Image) -> Result<Pages, ImageError> {
-    let pages = image.pages()?;
-    let first = pages.first().map(|run| run.pages_id);
-    let (own, rest): (Vec<_>, Vec<_>) =
-        pages.into_iter().partition(|run| Some(run.pages_id) == first);
-    let mut others: BTreeMap<u32, Vec<Copied>> = BTreeMap::new();
-    for run in rest {
-        others.entry(run.pages_id).or_default().push(copied(&run));
-    }
-    Ok(Pages { own, others })
-}
-
-fn copied(run: &PageRun) -> Copied {
-    Copied { range: run.address..run.address + run.length, offset: run.offset }
-}
-
-/// What is copied in a native restore too, but for the signal frames, which CRIU makes itself; and
-/// the vDSO, which CRIU compares with the kernel's.
-fn copies(own: &[PageRun], view: &PlanView<'_>, eager: bool) -> Vec<Copied> {
-    let whole = |number: u64| number.is_multiple_of(PAGE);
-    let mut copies: Vec<Copied> = view
-        .copies()
-        .filter(|copy| whole(copy.address) && whole(copy.length))
-        .map(|copy| Copied { range: copy.address..copy.address + copy.length, offset: copy.offset })
-        .collect();
-    let of_image = view.sources().filter(|source| eager && source.kind == SOURCE_IMAGE);
-    copies.extend(of_image.flat_map(|source| view.mappings_of(&source)).map(|mapping| Copied {
-        range: mapping.start..mapping.start + mapping.length,
-        offset: mapping.offset,
-    }));
-    let specials: Vec<_> = view.specials().collect();
-    for run in own {
-        let is_special = |special: &restore_plan::Special| {
-            (special.start..special.start + special.length).contains(&run.address)
-        };
-        if specials.iter().any(is_special) {
-            copies.push(copied(run));
-        }
-    }
-    copies.sort_unstable_by_key(|copy| copy.range.start);
-    copies
 }
 
 fn strings(arguments: &[OsString]) -> Result<Vec<CString>, ThroughCriuError> {

@@ -16,6 +16,7 @@ use crate::image::{
     Archive, Check, Contents, FileStamp, Host, MEMORY_OFFSET, Machine, Manifest,
     Memory as MemoryFigures, MemoryKind, Module, PageRun, Python, Variables, Writer,
 };
+use crate::native::NativeError;
 use crate::native::builder::{Built, Facts, build};
 use crate::native::layout::Piece;
 use crate::native::view::PlanView;
@@ -79,18 +80,12 @@ pub(super) fn assemble(
     let embedded = embedded(&process, self_contained);
     let placements = placement(&memory, FILL, &|path| embedded.contains(path))?;
     let xsave = XsaveLayout::of_this_machine().ok_or(SnapshotError::Xsave)?;
-    let mut facts = Facts {
-        thaw: frozen.ready.thaw,
-        default_sigint: true,
-        own_descriptors: own,
-        touched: Vec::new(),
-    };
-    let offset = writer.position();
-    let mut built = build(&memory, &placements, &facts, &xsave, offset)?;
+    let facts = Facts { thaw: frozen.ready.thaw, default_sigint: true, own_descriptors: own };
+    let built = build(&memory, &placements, &facts, &xsave, writer.position())?;
     write_memory(&built, &memory, frozen, &mut writer)?;
+    let mut plan = built.plan(&[])?;
     if only_criu.is_empty() {
-        facts.touched = touched(frozen, &built, &mut writer)?;
-        built = build(&memory, &placements, &facts, &xsave, offset)?;
+        plan = built.plan(&touched(frozen, &plan, &mut writer)?)?;
     }
     let sources = Sources::of(&frozen.ready.modules, &embedded);
     let check = check(recipe, frozen, (&process, &others), &sources, &embedded)?;
@@ -112,13 +107,8 @@ pub(super) fn assemble(
     process::rewrite::without_pipes(&frozen.directory, &process, &others, &frozen.pipes)?;
     let criu = Archive::from_directory(&frozen.directory)
         .map_err(|cause| unreadable(&frozen.directory, cause))?;
-    let contents = Contents {
-        check: &check,
-        plan: &built.plan,
-        manifest: &manifest,
-        criu: &criu,
-        pages: &pages,
-    };
+    let contents =
+        Contents { check: &check, plan: &plan, manifest: &manifest, criu: &criu, pages: &pages };
     frozen.interrupted()?;
     Ok(writer.finish(&contents)?)
 }
@@ -126,14 +116,13 @@ pub(super) fn assemble(
 /// The memory that every run writes to.
 fn touched(
     frozen: &Frozen,
-    built: &Built,
+    plan: &[u8],
     writer: &mut Writer,
 ) -> Result<Vec<Range<u64>>, SnapshotError> {
-    let (image, plan) = writer.rehearse(&built.plan)?;
-    let memory = MEMORY_OFFSET..writer.position();
-    Ok(PlanView::new(&built.plan, writer.position(), memory)
-        .map(|view| rehearsal::touched(frozen, &image, &plan, &view))
-        .unwrap_or_default())
+    let (image, section) = writer.rehearse(plan)?;
+    let end = writer.position();
+    let view = PlanView::new(plan, end, MEMORY_OFFSET..end).map_err(NativeError::Plan)?;
+    Ok(rehearsal::touched(frozen, &image, &section, &view))
 }
 
 /// A library of which no more than this is mapped is in every image: opening its file and mapping its

@@ -257,10 +257,13 @@ impl Writer<'_> {
         let mut files: Vec<File_entry> = self.read("files.img", directory::FILES)?;
         // Files stay: they may be mapped. The pipe of the orders does not.
         files.retain(|file| file.type_() == Fd_types::REG || !dropped.contains(&file.id()));
-        let next = files.iter().map(File_entry::id).max().unwrap_or(0) + 1;
+        let last = files.iter().map(File_entry::id).max().unwrap_or(0);
+        let image_file =
+            last.checked_add(2).ok_or_else(|| damaged("files.img", Damage::Nonsense))?;
+        let next = last + 1;
         let image_path = self.restore.image_path.to_string_lossy().into_owned();
         files.push(file(next, ORDERS_NAME));
-        files.push(file(next + 1, &image_path));
+        files.push(file(image_file, &image_path));
         let mut orders = Fdinfo_entry::new();
         orders.set_id(next);
         orders.set_flags(0);
@@ -269,7 +272,7 @@ impl Writer<'_> {
         descriptors.push(orders);
         self.write(&table, directory::FDINFO, &descriptors)?;
         self.write("files.img", directory::FILES, &files)?;
-        Ok(next + 1)
+        Ok(image_file)
     }
 
     /// Working directory and file mode mask. The frozen process's directory is given by descriptor,
@@ -289,7 +292,7 @@ impl Writer<'_> {
         self.copy(&format!("mm-{pid}.img"), &format!("mm-{new}.img"))?;
         let pages_id = self.pages_id(pid)?;
         self.copy(&format!("pagemap-{pid}.img"), &format!("pagemap-{new}.img"))?;
-        let copies = self.restore.others.get(&pages_id).map_or(&[][..], Vec::as_slice);
+        let copies = self.restore.memory.others.get(&pages_id).map_or(&[][..], Vec::as_slice);
         self.pages(pages_id, copies, words)
     }
 
@@ -326,13 +329,15 @@ impl Writer<'_> {
         let new = self.renumbered(pid);
         let pages_id = self.pages_id(pid)?;
         let pages: BTreeSet<u64> = words.keys().map(|address| address / PAGE * PAGE).collect();
-        let mut mm: Mm_entry = self.one(&format!("mm-{pid}.img"), directory::MM)?;
-        mm.vmas = memory::split(&mm.vmas, &restore.parts, &pages, &restore.advice, image_file);
+        let name = format!("mm-{pid}.img");
+        let mut mm: Mm_entry = self.one(&name, directory::MM)?;
+        let vmas = memory::split(&mm.vmas, &restore.memory, &pages, image_file);
+        mm.vmas = vmas.ok_or_else(|| damaged(&name, Damage::Nonsense))?;
         self.write(&format!("mm-{new}.img"), directory::MM, &[mm])?;
 
-        let mut copies = restore.copies.clone();
+        let mut copies = restore.memory.copies.clone();
         for page in &pages {
-            let part = restore.parts.iter().find(|part| part.range.contains(page));
+            let part = restore.memory.parts.iter().find(|part| part.range.contains(page));
             if let Some(part) = part
                 && let Content::Image(offset) = part.content
             {

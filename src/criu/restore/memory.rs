@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
-use super::{Content, Copied, Part};
+use super::{Content, Copied, Memory};
 use crate::process::PAGE;
 use crate::process::messages::mm::Vma_entry;
 use crate::process::vma::status;
@@ -15,15 +15,15 @@ const MAP_PRIVATE: u32 = 2;
 /// `VMA_AREA_REGULAR` (criu/include/image.h).
 const REGULAR: u32 = 1;
 
-/// Replaces the dumped mappings by those of the run. `copied` are pages that are written by us: they
-/// are anonymous, whatever the parts say.
+/// Replaces the dumped mappings by those of the run. `pages` are written by us: they are anonymous,
+/// whatever the parts say. None where a mapping is none.
 pub(super) fn split(
     dumped: &[Vma_entry],
-    parts: &[Part],
+    memory: &Memory,
     pages: &BTreeSet<u64>,
-    advice: &[(std::ops::Range<u64>, u32)],
     image_file: u32,
-) -> Vec<Vma_entry> {
+) -> Option<Vec<Vma_entry>> {
+    let Memory { parts, advice, .. } = memory;
     let mut entries = Vec::with_capacity(dumped.len() + parts.len());
     for vma in dumped {
         // The kernel's own, and what is no mapping but a note about some: CRIU has these last.
@@ -32,6 +32,8 @@ pub(super) fn split(
             entries.push(vma.clone());
             continue;
         }
+        let length = vma.end().checked_sub(vma.start()).filter(|length| *length > 0)?;
+        vma.pgoff().checked_add(length)?;
         let first = parts.partition_point(|part| part.range.end <= vma.start());
         let mut at = vma.start();
         for part in parts[first..].iter().take_while(|part| part.range.start < vma.end()) {
@@ -76,7 +78,7 @@ pub(super) fn split(
             }
         }
     }
-    entries
+    Some(entries)
 }
 
 fn slice(vma: &Vma_entry, range: std::ops::Range<u64>) -> Vma_entry {

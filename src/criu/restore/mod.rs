@@ -53,6 +53,20 @@ pub struct Copied {
     pub offset: u64,
 }
 
+/// All memory of the processes in an image.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// The frozen process's, in address order.
+    pub parts: Vec<Part>,
+    /// What of it is copied, in address order.
+    pub copies: Vec<Copied>,
+    /// Bytes of the memory of the other processes in the image, by the N of their `pages-N.img`, in
+    /// the order of that file.
+    pub others: BTreeMap<u32, Vec<Copied>>,
+    /// Advice for ranges of the frozen process's, by its number (madvise(2)).
+    pub advice: Vec<(Range<u64>, u32)>,
+}
+
 /// The frozen process, as it is to be for this run.
 #[derive(Debug)]
 pub struct Restore<'a> {
@@ -62,15 +76,8 @@ pub struct Restore<'a> {
     pub image: &'a File,
     /// The name of the image file, absolute: what `/proc` will show.
     pub image_path: PathBuf,
-    /// All memory, in address order.
-    pub parts: Vec<Part>,
-    /// What of it is copied, in address order.
-    pub copies: Vec<Copied>,
-    /// Bytes of the memory of the other processes in the image, by the N of their `pages-N.img`, in
-    /// the order of that file.
-    pub others: BTreeMap<u32, Vec<Copied>>,
-    /// Advice for ranges, by its number (madvise(2)).
-    pub advice: Vec<(Range<u64>, u32)>,
+    /// Its memory.
+    pub memory: Memory,
     /// Signals whose handler yields to a caller who ignores them, bit N-1 for signal N.
     pub yielding: u64,
     /// Whose process it becomes.

@@ -187,12 +187,12 @@ fn arenas(memory: &Memory<'_>, window: &mut Window<'_>) -> Result<Vec<Range<u64>
     let vmas = &memory.process().vmas;
     let mut heaps: Vec<Heap> = Vec::new();
     for vma in vmas.iter().filter(|vma| vma.prot == READ_WRITE && vma.kind == VmaKind::Anonymous) {
-        let mut start = vma.range.start.next_multiple_of(HEAP_MAX);
-        while start < vma.range.end {
-            if let Some(heap) = heap(vmas, window, start)? {
-                heaps.push(heap);
+        // What a heap begins with is not zero, so it was dumped: a mapping may be longer than all memory.
+        for run in memory.process().pages.within(vma.range.clone()).map(|run| run.range) {
+            let first = run.start.next_multiple_of(HEAP_MAX);
+            for start in (first..run.end).step_by(HEAP_MAX as usize) {
+                heaps.extend(heap(vmas, window, start)?);
             }
-            start += HEAP_MAX;
         }
     }
     // A heap that is not an arena's first belongs to the arena of the one before it.

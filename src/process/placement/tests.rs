@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::elf::tests::object;
 use super::*;
 use crate::process::FileContent;
-use crate::process::testing::{Dump, PID, smaps};
+use crate::process::testing::{Dump, EXE, PID, smaps};
 use crate::process::vma::status;
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -93,7 +93,8 @@ impl World {
         self.put(address + 80, &[bytes, bytes, base]);
     }
 
-    fn place(&self, fill: u64) -> Vec<Placement> {
+    /// The dump, with the pages of the words.
+    fn dump(&self) -> Dump {
         let mut pages: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
         for (address, word) in &self.words {
             let page = address / PAGE * PAGE;
@@ -105,7 +106,11 @@ impl World {
         for (page, bytes) in &pages {
             dump.content(*page, bytes);
         }
-        let folder = dump.write();
+        dump
+    }
+
+    fn place(&self, fill: u64) -> Vec<Placement> {
+        let folder = self.dump().write();
         let mut process = Process::load(folder.path()).expect("it loads");
         let list =
             smaps(&process, |vma| self.flags.get(&vma.range.start).copied().unwrap_or("rd wr"));
@@ -661,5 +666,87 @@ proptest! {
         world.chunks(HEAP + used, &[end - used]);
         world.touch(HEAP..HEAP + end);
         prop_assert_eq!(world.pages(), [(HEAP, end / PAGE, How::Map, Why::BrkHeap)]);
+    }
+}
+
+/// Where the main thread of a seed was frozen, and its stack.
+const CODE: u64 = 0x40_0000;
+const STACK: u64 = 0x7ffe_0000_0000;
+
+impl World {
+    /// A program that waits in a system call of its code, on a stack.
+    fn waiting(mut self) -> Self {
+        let code = self.dump.vma(CODE, 1, libc::PROT_READ | libc::PROT_EXEC, status::FILE_PRIVATE);
+        code.set_shmid(u64::from(EXE));
+        let stack = self.dump.anonymous(STACK, 8);
+        stack.set_flags((libc::MAP_PRIVATE | libc::MAP_GROWSDOWN).cast_unsigned());
+        let info = self.dump.cores[0].1.thread_info.mut_or_insert_default();
+        info.set_clear_tid_addr(STACK + 0x7000);
+        let registers = info.gpregs.mut_or_insert_default();
+        registers.set_ip(CODE + 0x100);
+        registers.set_sp(STACK + 0x6000);
+        self
+    }
+
+    /// As `fuzz/targets.rs` reads it: CRIU's files, mapped files by the last part of their names, and words
+    /// of the pages.
+    fn seed(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut put = |name: &str, content: &[u8]| {
+            for part in [name.as_bytes(), content] {
+                bytes.extend((part.len() as u64).to_le_bytes());
+                bytes.extend(part);
+            }
+        };
+        let folder = self.dump().write();
+        let mut names: Vec<_> = std::fs::read_dir(folder.path())
+            .expect("it was written")
+            .map(|entry| entry.expect("it is there").file_name().into_string().expect("a name"))
+            .filter(|name| !name.starts_with("pages-"))
+            .collect();
+        names.sort();
+        for name in names {
+            put(&name, &std::fs::read(folder.path().join(&name)).expect("it was written"));
+        }
+        for (path, content) in &self.files.0 {
+            put(path.rsplit('/').next().expect("a name"), content);
+        }
+        let pages: BTreeSet<u64> = self.words.keys().map(|address| address / PAGE).collect();
+        let offset =
+            |address: u64| pages.range(..address / PAGE).count() as u64 * PAGE + address % PAGE;
+        let words = self.words.iter().flat_map(|(address, word)| [offset(*address), *word]);
+        put("words", &words.flat_map(u64::to_le_bytes).collect::<Vec<_>>());
+        bytes
+    }
+}
+
+/// `PRELOADED_CRIU_SEEDS=DIRECTORY cargo test --lib make_seeds -- --ignored`
+#[test]
+#[ignore = "makes seeds for fuzz/seeds"]
+fn make_seeds() {
+    let folder = std::env::var("PRELOADED_CRIU_SEEDS").expect("it says where");
+    let folder = Path::new(folder.rsplit(':').next().expect("the last part")).join("process");
+    std::fs::create_dir_all(&folder).expect("a directory");
+    let mut heap = with_books(0, 0);
+    heap.touch(HEAP..HEAP + 0x1000);
+    let mut arenas = World::new();
+    let (first, second) = (16 * ARENA, 18 * ARENA);
+    arenas.arena(first, [first + 0x30, 0, 0x3000, 0x5000], 0x5000);
+    arenas.arena(second, [first + 0x30, first, ARENA, ARENA], ARENA);
+    let mut blocks = with_books(2, 0x7000);
+    blocks.dump.anonymous(BLOCKS, 8);
+    blocks.touch(BLOCKS..BLOCKS + 0x8000);
+    blocks.put(BLOCKS, &[0, 0x4002]);
+    blocks.put(BLOCKS + 0x4000, &[0, 0x3002]);
+    let cut = &CUTS[1];
+    let mut pools = World::with_table();
+    pools.dump.anonymous(BLOCKS, 2 * cut.arena / PAGE + 1);
+    pools.pymalloc(cut, 0, BLOCKS, 3, 0);
+    pools.pymalloc(cut, 2, BLOCKS + cut.arena + PAGE, 2, 2);
+    for (name, world) in [("heap", heap), ("arenas", arenas), ("blocks", blocks), ("pools", pools)]
+    {
+        let world = world.waiting();
+        world.place(16);
+        std::fs::write(folder.join(name), world.seed()).expect("a seed");
     }
 }
