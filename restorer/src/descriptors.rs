@@ -1,5 +1,7 @@
 //! The files that the frozen process had open, under their numbers.
 
+use core::mem::MaybeUninit;
+
 use restore_plan::{Descriptor, Header};
 
 use crate::memory::table;
@@ -7,6 +9,9 @@ use crate::report::Failure;
 use crate::syscall::{self, call};
 
 const F_GETFD: usize = 1;
+const F_SETFL: usize = 4;
+const O_NOCTTY: usize = 0o400;
+const O_NONBLOCK: usize = 0o4000;
 const O_CLOEXEC: usize = 0o2_000_000;
 
 /// Opens them all, while the process can still be given up without harm.
@@ -38,8 +43,17 @@ fn open(one: &Descriptor, path: *const u8) -> Result<(), Failure> {
             ));
         }
         let flags = one.flags as usize;
-        let opened = call(syscall::OPEN, [path as usize, flags, 0, 0, 0, 0])
-            .map_err(|errno| Failure::new("cannot open", errno))?;
+        // Something else may have its name now: opening a pipe would wait for whoever writes to it.
+        let opened =
+            call(syscall::OPEN, [path as usize, flags | O_NONBLOCK | O_NOCTTY, 0, 0, 0, 0])
+                .map_err(|errno| Failure::new("cannot open", errno))?;
+        if is_pipe(opened) {
+            return Err(Failure::plain("the image had a file open where there is a pipe now:"));
+        }
+        if flags & O_NONBLOCK == 0 {
+            call(syscall::FCNTL, [opened, F_SETFL, flags, 0, 0, 0])
+                .map_err(|errno| Failure::new("cannot open", errno))?;
+        }
         if opened != number {
             call(syscall::DUP3, [opened, number, flags & O_CLOEXEC, 0, 0, 0])
                 .map_err(|errno| Failure::new("cannot give its number to", errno))?;
@@ -51,4 +65,21 @@ fn open(one: &Descriptor, path: *const u8) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Whether it is one (inode(7), `S_IFIFO`).
+fn is_pipe(descriptor: usize) -> bool {
+    /// `struct stat` (arch/x86/include/uapi/asm/stat.h): its length, and where the mode is in it, as words
+    /// of four bytes.
+    const LENGTH: usize = 36;
+    const MODE: usize = 6;
+    const KIND: u32 = 0o170_000;
+    const FIFO: u32 = 0o010_000;
+    let mut stat = MaybeUninit::<[u32; LENGTH]>::uninit();
+    // SAFETY: the kernel writes as many bytes as the buffer has, or none and says so.
+    unsafe {
+        let looked = call(syscall::FSTAT, [descriptor, stat.as_mut_ptr() as usize, 0, 0, 0, 0]);
+        let mode = stat.as_ptr().cast::<u32>().add(MODE);
+        looked.is_ok() && mode.read() & KIND == FIFO
+    }
 }

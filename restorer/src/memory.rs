@@ -18,6 +18,8 @@ const MREMAP_FIXED: usize = 2;
 const MADV_HUGEPAGE: u32 = 14;
 const MADV_POPULATE_WRITE: usize = 23;
 const O_CLOEXEC: usize = 0o2_000_000;
+const O_NONBLOCK: usize = 0o4000;
+const O_NOCTTY: usize = 0o400;
 /// One past the highest address that a process can have (arch/x86/include/asm/page_64_types.h,
 /// four-level paging; the five-level range is never used without asking for it).
 const TASK_SIZE: u64 = 0x7fff_ffff_f000;
@@ -153,6 +155,8 @@ unsafe fn move_specials(plan: *const Header, now: Range) {
 }
 
 unsafe fn map_sources(job: &Job, plan: *const Header) {
+    /// Something else may have its name now: nobody waits for the other end of a pipe, which cannot be mapped.
+    const FLAGS: usize = O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
     // SAFETY: the checked plan.
     let (header, sources, mappings) = unsafe {
         let header = &*plan;
@@ -168,7 +172,7 @@ unsafe fn map_sources(job: &Job, plan: *const Header) {
             SOURCE_IMAGE => job.start.handover.image as usize,
             SOURCE_FILE => {
                 // SAFETY: a NUL-terminated path.
-                let opened = unsafe { call(syscall::OPEN, [path as usize, O_CLOEXEC, 0, 0, 0, 0]) };
+                let opened = unsafe { call(syscall::OPEN, [path as usize, FLAGS, 0, 0, 0, 0]) };
                 match opened {
                     Ok(file) => file,
                     Err(errno) => fail(&failed("cannot open", errno)),

@@ -42,7 +42,7 @@ pub(crate) fn fail(failure: &Failure) -> ! {
         line.push(name(failure.errno).as_bytes());
     }
     line.push(b"\nhint: ");
-    line.push(hint(failure.errno).as_bytes());
+    line.push(hint(failure).as_bytes());
     line.push(b"\n");
     // SAFETY: the buffer is alive and of that length; exit_group takes no address.
     unsafe {
@@ -69,8 +69,11 @@ fn name(errno: usize) -> &'static str {
     }
 }
 
-fn hint(errno: usize) -> &'static str {
-    match errno {
+fn hint(failure: &Failure) -> &'static str {
+    match failure.errno {
+        0 if !failure.path.is_null() => {
+            "'preloaded-criu inspect' lists what the image has open: close the descriptor, or make the image anew"
+        }
         2 => "make the snapshot anew: a file that it was made from is gone",
         12 => "raise the memory limits (ulimit -v, -d; sysctl vm.max_map_count)",
         23 | 24 => "raise the limit of open files (ulimit -n)",

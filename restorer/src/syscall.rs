@@ -4,6 +4,7 @@ use core::arch::asm;
 
 pub(crate) const WRITE: usize = 1;
 pub(crate) const OPEN: usize = 2;
+pub(crate) const FSTAT: usize = 5;
 pub(crate) const LSEEK: usize = 8;
 pub(crate) const FCNTL: usize = 72;
 pub(crate) const DUP3: usize = 292;

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -78,7 +78,26 @@ fn trusted_owners() -> Vec<u32> {
         let invoker = env::var("SUDO_UID").ok().and_then(|uid| uid.parse::<u32>().ok());
         trusted.extend(invoker);
     }
+    trusted.retain(|user| *user == 0 || !stands_for_many(*user));
     trusted
+}
+
+/// Whether everybody whom this user namespace does not know goes by this number
+/// (user_namespaces(7), "Unmapped user and group IDs").
+fn stands_for_many(user: u32) -> bool {
+    /// `DEFAULT_OVERFLOWUID` of the kernel's include/linux/highuid.h.
+    const USUAL: u32 = 65534;
+    const ALL: u64 = u32::MAX as u64;
+    let overflow = fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
+    let overflow = overflow.and_then(|number| number.trim().parse().ok()).unwrap_or(USUAL);
+    if user != overflow {
+        return false;
+    }
+    // Lines of three numbers: from, to, and how many.
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let numbers: Vec<u64> =
+        map.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+    numbers != [0, 0, ALL]
 }
 
 fn open_flags() -> OFlag {

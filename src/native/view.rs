@@ -14,6 +14,8 @@ use restore_plan::{
     Thread,
 };
 
+use crate::process::only_reads;
+
 /// One past the highest address of a process (arch/x86/include/asm/page_64_types.h, four-level
 /// paging).
 const TASK_SIZE: u64 = 0x7fff_ffff_f000;
@@ -40,10 +42,8 @@ const MAP_HARMLESS: u32 = 0x10 | 0x4000 | 0x2_0000;
 /// `HUGEPAGE`, `NOHUGEPAGE`, `DONTDUMP`, `DODUMP`, `WIPEONFORK`, `KEEPONFORK`.
 const ADVICE: [u32; 14] = [0, 1, 2, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, GUARD_INSTALL];
 
-/// Flags of open(2) with which nothing is written or made: `O_RDONLY`, `O_NOCTTY`, `O_NONBLOCK`,
-/// `O_LARGEFILE`, `O_DIRECTORY`, `O_NOFOLLOW`, `O_NOATIME`, `O_CLOEXEC`.
-const OPEN_HARMLESS: u64 =
-    0o400 | 0o4000 | 0o10_0000 | 0o20_0000 | 0o40_0000 | 0o100_0000 | 0o200_0000;
+/// Longest path, with its NUL (linux/limits.h, `PATH_MAX`).
+const LONGEST_PATH: usize = 4096;
 /// The highest number that a descriptor can have (fs.nr_open's usual value).
 const MOST_DESCRIPTORS: u64 = 1 << 20;
 
@@ -101,6 +101,7 @@ impl<'a> PlanView<'a> {
         view.check_sources()?;
         let space = view.check_mappings(&memory)?;
         view.check_copies(&space, &memory)?;
+        view.check_amounts(&memory)?;
         view.check_advices(&space)?;
         view.check_signals()?;
         view.check_threads(&space)?;
@@ -237,6 +238,8 @@ impl<'a> PlanView<'a> {
     pub fn name(&self, offset: u64) -> Option<&'a Path> {
         let names = self.slice(self.header.names.offset, self.header.names.count)?;
         let name = names.get(usize::try_from(offset).ok()?..)?;
+        // However many names there are, and however they overlap: each costs no more than a path.
+        let name = name.get(..LONGEST_PATH).unwrap_or(name);
         let name = CStr::from_bytes_until_nul(name).ok()?;
         Some(Path::new(OsStr::from_bytes(name.to_bytes())))
     }
@@ -332,6 +335,23 @@ impl<'a> PlanView<'a> {
         Ok(())
     }
 
+    /// Every byte of the image's memory comes to one place, so nothing costs a run more than the image is
+    /// long.
+    fn check_amounts(&self, memory: &ops::Range<u64>) -> Result<(), PlanFault> {
+        let room = memory.end.saturating_sub(memory.start);
+        let of_image = self.sources().filter(|source| source.kind == SOURCE_IMAGE);
+        let mapped = of_image.flat_map(|source| self.mappings_of(&source)).map(|one| one.length);
+        let copied = self.copies().map(|one| one.length);
+        if mapped.chain(copied).fold(0, u64::saturating_add) > room {
+            return Err(PlanFault::Header("memory is more than the image has"));
+        }
+        let touched = self.touched().map(|range| range.end.saturating_sub(range.start));
+        if touched.fold(0, u64::saturating_add) > room {
+            return Err(PlanFault::Header("touched memory is more than the image has"));
+        }
+        Ok(())
+    }
+
     fn check_advices(&self, space: &Space) -> Result<(), PlanFault> {
         for (index, advice) in self.advices().enumerate() {
             let wrong = |what| PlanFault::Record { kind: "advice", index, what };
@@ -391,9 +411,22 @@ impl<'a> PlanView<'a> {
             if !absent && (!tid.is_multiple_of(4) || !space.holds(tid, length, place)) {
                 return Err(wrong("has its number where nothing is mapped"));
             }
-            if thread.fs_base >= TASK_SIZE || thread.gs_base >= TASK_SIZE {
-                return Err(wrong("has its data outside the address space"));
+            // The first word of a thread's own data is its address (ELF TLS, x86-64).
+            if !space.holds(thread.fs_base, size_of::<u64>() as u64, 0)
+                || thread.gs_base >= TASK_SIZE
+            {
+                return Err(wrong("has its data where nothing is mapped"));
             }
+        }
+        let main = self.threads().next().map_or(0, |thread| thread.landing);
+        let stack = self.header.stack;
+        if !(stack.start.saturating_sub(STACK_GROWTH)..stack.end).contains(&main) {
+            return Err(PlanFault::Header("main thread is not on the main stack"));
+        }
+        let mut landings: Vec<u64> = self.threads().map(|thread| thread.landing).collect();
+        landings.sort_unstable();
+        if landings.windows(2).any(|pair| pair[1] - pair[0] < size_of::<Landing>() as u64) {
+            return Err(PlanFault::Header("threads land in one place"));
         }
         Ok(())
     }
@@ -455,12 +488,20 @@ impl<'a> PlanView<'a> {
             if !(3..=MOST_DESCRIPTORS).contains(&descriptor.number) {
                 return Err(wrong("has a number that is not its own to take"));
             }
-            if descriptor.flags & !OPEN_HARMLESS != 0 {
+            let Some(path) = self.name(descriptor.name).filter(|path| path.is_absolute()) else {
+                return Err(wrong("has no absolute path"));
+            };
+            if !only_reads(path, descriptor.flags) {
                 return Err(wrong("is open for more than reading"));
             }
-            if !self.name(descriptor.name).is_some_and(Path::is_absolute) {
-                return Err(wrong("has no absolute path"));
+            if i64::try_from(descriptor.position).is_err() {
+                return Err(wrong("is at a place that no file has"));
             }
+        }
+        let mut numbers: Vec<u64> = self.descriptors().map(|one| one.number).collect();
+        numbers.sort_unstable();
+        if numbers.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(PlanFault::Header("descriptors have one number twice"));
         }
         Ok(())
     }
@@ -835,6 +876,20 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn nothing_costs_more_than_the_image_is_long() {
+        let memory = "its memory is more than the image has";
+        let copy = Copy { address: HEAP, length: 2 * PAGE, offset: PAGE };
+        assert_eq!(refused(|draft| draft.copies.extend([copy; 9])), memory);
+        let touched = "its touched memory is more than the image has";
+        let range = Range { start: HEAP, end: HEAP + 2 * PAGE };
+        assert_eq!(refused(|draft| draft.touched.extend([range; 9])), touched);
+        // A name that would be looked through for each of the files that have it.
+        let path = "source number 2 has no absolute path";
+        let long = [b"/".to_vec(), vec![b'a'; LONGEST_PATH], vec![0]].concat();
+        assert_eq!(refused(|draft| draft.names.splice(4.., long).for_each(drop)), path);
+    }
+
+    #[test]
     fn descriptors_only_read_and_leave_the_standard_ones_alone() {
         refused(|draft| draft.descriptors[0].number = 2);
         refused(|draft| draft.descriptors[0].number = u64::MAX);
@@ -842,6 +897,13 @@ pub(crate) mod tests {
         refused(|draft| draft.descriptors[0].flags = 0o1000);
         refused(|draft| draft.descriptors[0].name = 0);
         refused(|draft| draft.descriptors[0].name = u64::MAX);
+        refused(|draft| draft.descriptors[0].position = u64::MAX);
+        refused(|draft| draft.descriptors.push(draft.descriptors[0]));
+        let mut draft = draft();
+        draft.descriptors[0].name = draft.names.len() as u64;
+        draft.descriptors[0].flags = 0o2001;
+        draft.names.extend(b"/dev/null\0");
+        assert!(check(&encode(&draft)).is_ok(), "what is written there goes nowhere");
     }
 
     #[test]
@@ -918,6 +980,9 @@ pub(crate) mod tests {
         refused(|draft| draft.threads[0].clear_tid = CODE + 16);
         refused(|draft| draft.threads[0].clear_tid += 1);
         refused(|draft| draft.threads[0].fs_base = u64::MAX);
+        refused(|draft| draft.threads[0].fs_base = 0);
+        refused(|draft| draft.threads[0].landing = HEAP);
+        refused(|draft| draft.threads.push(draft.threads[0]));
         refused(|draft| draft.specials[0].start = HEAP);
         refused(|draft| draft.specials[0].length = PAGE);
         refused(|draft| draft.specials[0].is_vdso = 1);

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::directory::{Directory, FILES, REMAP_FPATH};
 use super::error::{Inconsistency, ProcessError};
@@ -65,6 +65,38 @@ pub struct OpenFile {
     pub mode: Option<u32>,
     /// It has no name any more.
     pub deleted: bool,
+}
+
+/// Devices that are the same on every machine and keep nothing of who opens them or writes to them.
+const COMMON_DEVICES: [&str; 5] =
+    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+
+/// Flags of open(2) with which nothing is written or made: `O_RDONLY`, `O_NOCTTY`, `O_APPEND`,
+/// `O_NONBLOCK`, `O_SYNC`, `O_DIRECT`, `O_LARGEFILE`, `O_DIRECTORY`, `O_NOFOLLOW`, `O_NOATIME`, `O_CLOEXEC`.
+const READING: u64 = 0o400
+    | 0o2000
+    | 0o4000
+    | 0o401_0000
+    | 0o4_0000
+    | 0o10_0000
+    | 0o20_0000
+    | 0o40_0000
+    | 0o100_0000
+    | 0o200_0000;
+/// `O_WRONLY`, `O_RDWR`.
+const WRITING: u64 = 0o3;
+
+/// Whether a path is that of a device that keeps nothing of who opens it or writes to it.
+#[must_use]
+pub fn is_common_device(path: &Path) -> bool {
+    COMMON_DEVICES.iter().any(|device| path == Path::new(device))
+}
+
+/// Whether nothing can come of it that a file is opened with these flags of open(2).
+#[must_use]
+pub fn only_reads(path: &Path, flags: u64) -> bool {
+    let allowed = if is_common_device(path) { READING | WRITING } else { READING };
+    flags & !allowed == 0
 }
 
 /// `FD_CLOEXEC` of fcntl(2).

@@ -16,7 +16,7 @@ mod refusals;
 pub(crate) mod rewrite;
 pub mod smaps;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -26,7 +26,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-pub use descriptor::{Descriptor, DescriptorKind, OpenFile};
+pub use descriptor::{Descriptor, DescriptorKind, OpenFile, is_common_device, only_reads};
 pub use error::{Damage, Inconsistency, ProcessError, SmapsError};
 pub use memory::{FileContent, Memory, OnDisk};
 pub use pages::{PAGE, PageRun, PageSource, Pages};

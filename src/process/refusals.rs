@@ -3,11 +3,13 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::smaps::VmFlags;
 use super::vma::status;
-use super::{Descriptor, DescriptorKind, OpenFile, Process, Thread, Vma, VmaKind};
+use super::{
+    Descriptor, DescriptorKind, OpenFile, Process, Thread, Vma, VmaKind, is_common_device,
+};
 
 /// One thing that the native restore cannot bring back. `Display` is a sentence without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -225,9 +227,6 @@ fn count(number: usize, one: &str, many: &str) -> String {
 /// `ADDR_NO_RANDOMIZE` of personality(2): where things are is no matter of taste in a restored process.
 const NO_RANDOM_ADDRESSES: u32 = 0x004_0000;
 
-/// Devices that are the same on every machine and keep no state for who opens them.
-const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
-
 impl Process {
     /// All that the native restore cannot bring back; nothing where it takes the process. `ours` are
     /// the descriptors that the snapshot gave to the process and takes care of itself.
@@ -381,7 +380,7 @@ fn of_descriptor(descriptor: &Descriptor) -> Option<Refusal> {
 fn open_file(file: &OpenFile) -> Option<&'static str> {
     let flags = file.flags.cast_signed();
     let kind = file.mode.map(|mode| mode & libc::S_IFMT);
-    if DEVICES.iter().any(|device| file.path == Path::new(device)) {
+    if is_common_device(&file.path) {
         None
     } else if file.deleted {
         Some("a file that has no name any more")

@@ -6,9 +6,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use nix::errno::Errno;
@@ -64,6 +64,12 @@ pub enum ThroughCriuError {
         /// Its number.
         number: u32,
     },
+    /// Opening it would wait for whoever writes to it.
+    #[error("the image had a file open where there is a pipe now: {}", path.display())]
+    Pipe {
+        /// Its path.
+        path: PathBuf,
+    },
     /// What CRIU is to read cannot be written.
     #[error(transparent)]
     Files(#[from] FilesError),
@@ -94,6 +100,7 @@ impl Explain for ThroughCriuError {
                                  native engine needs neither"
                 .into(),
             Self::Descriptor { number } => format!("close it: `{number}<&-` in a shell"),
+            Self::Pipe { .. } => "put the file back, or make the image anew".into(),
             Self::Files(_) => {
                 "see that /dev/shm has room; `preloaded-criu inspect --verify` checks the image"
                     .into()
@@ -190,6 +197,10 @@ fn restore(
     signals: &Held,
 ) -> Result<Restored, ThroughCriuError> {
     let view = launch.view;
+    let is_pipe = |path: &&Path| fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
+    if let Some(path) = view.descriptors().filter_map(|one| view.name(one.name)).find(is_pipe) {
+        return Err(ThroughCriuError::Pipe { path: path.to_owned() });
+    }
     let eager = launch.options & restore_plan::OPTION_EAGER != 0;
     let places = places();
     // Removes the directory also where we are killed, so it knows of it before it is there.

@@ -23,7 +23,7 @@ use crate::native::view::PlanView;
 use crate::native::xsave::XsaveLayout;
 use crate::process::placement::{How, Placement, Why, placement};
 use crate::process::smaps::Smaps;
-use crate::process::{Memory, OnDisk, PageSource, Process, ProcessError, VmaKind};
+use crate::process::{DescriptorKind, Memory, OnDisk, PageSource, Process, ProcessError, VmaKind};
 
 use super::frozen::Frozen;
 use super::progress::{Event, Progress};
@@ -274,6 +274,7 @@ fn check(
     paths.extend(others.iter().flat_map(|other| mapped_files(other).into_keys()));
     paths.extend(iter::once(process).chain(others).map(|one| one.exe.clone()));
     paths.extend(sources.quick.iter().cloned());
+    paths.extend(iter::once(process).chain(others).flat_map(open_files));
     paths.extend(recipe.exec.iter().filter_map(|path| absolute(path).ok()));
     paths.sort_unstable();
     paths.dedup();
@@ -291,6 +292,20 @@ fn check(
         variables: variables(recipe, &frozen.ready),
         machine: Machine::here(),
         files,
+    })
+}
+
+/// The files that a process has open: where it was in one means nothing in another. Those of the kernel's
+/// own file systems are other ones each time.
+fn open_files(process: &Process) -> impl Iterator<Item = PathBuf> + '_ {
+    let standard = |number: u32| number <= 2;
+    let of_kernel = |path: &Path| ["/proc", "/sys"].iter().any(|place| path.starts_with(place));
+    process.descriptors.iter().filter_map(move |one| match &one.kind {
+        DescriptorKind::File(file) if !standard(one.number) => {
+            let is_file = fs::metadata(&file.path).is_ok_and(|metadata| metadata.is_file());
+            (is_file && !of_kernel(&file.path)).then(|| file.path.clone())
+        }
+        _ => None,
     })
 }
 

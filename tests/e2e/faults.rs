@@ -666,3 +666,47 @@ fn command_lines_that_make_no_sense() {
         }
     });
 }
+
+/// An image that has a file open.
+fn reader(it: &Context) -> (PathBuf, PathBuf) {
+    it.file("notes", "first\nsecond\n");
+    it.file("reads.py", "file = open('notes')\nfirst = file.readline()");
+    it.snapshot(arguments(it.seat, Recipe::Nothing)).args(["--import", "reads"]).run().succeeds();
+    (it.work().join("snap.img"), it.work().join("notes"))
+}
+
+fn reads<'a>(it: &'a Context, image: &Path, options: &[&str]) -> crate::support::run::Command<'a> {
+    it.program(["run"])
+        .args(options)
+        .args([image])
+        .args(["-c", "import reads; print(reads.file.read(), end='')"])
+}
+
+#[test]
+fn a_file_that_is_open_in_the_image_has_changed() {
+    for_makers(|it| {
+        let (image, notes) = reader(it);
+        assert_eq!(reads(it, &image, &[]).run().succeeds().text(), "second\n");
+        fs::write(&notes, "first\nsecond\nthird\n").unwrap();
+        reads(it, &image, &[]).run().is_refused(&["notes", "--refresh"]);
+    });
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_file() {
+    for_makers(|it| {
+        let (image, notes) = reader(it);
+        fs::remove_file(&notes).unwrap();
+        mkfifo(&notes, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for check in ["quick", "full", "off"] {
+            reads(it, &image, &["--check", check]).run().is_refused(&["notes"]);
+        }
+    });
+    as_root(|it| {
+        let (image, notes) = reader(it);
+        fs::remove_file(&notes).unwrap();
+        mkfifo(&notes, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let options = [Engine::Criu.option(), ["--check", "off"]].concat();
+        reads(it, &image, &options).run().is_refused(&["notes", "pipe"]);
+    });
+}

@@ -463,3 +463,19 @@ fn nobody_elses_arguments_are_needed_to_find_the_image_again() {
         assert!(Path::new(&written(it)).exists());
     });
 }
+
+#[test]
+fn devices_that_keep_nothing_may_be_open_for_writing_too() {
+    for_makers(|it| {
+        it.file(
+            "devices.py",
+            "null = open('/dev/null', 'w')\nlog = open('/dev/null', 'ab')\nrandom = open('/dev/urandom', 'rb')",
+        );
+        snapshot(it, &["--import", "devices"]).run().succeeds();
+        let code = "import devices as d, fcntl\nprint(d.null.write('x'), d.log.write(b'y'), d.random.seekable(), len(d.random.read(7)))\n\
+                    d.null.flush(); d.log.flush()\nprint([oct(fcntl.fcntl(file, fcntl.F_GETFL)) for file in (d.null, d.log, d.random)])";
+        let options = ["--check", "off"];
+        let run = it.code(code).image(it.keep("snap.img")).options(&options).thaw().succeeds();
+        assert_eq!(run.text(), "1 1 True 7\n['0o100001', '0o102001', '0o100000']\n");
+    });
+}

@@ -461,3 +461,27 @@ fn an_image_that_is_cut_off_while_it_runs_kills_only_those_who_miss_it() {
         run(it, &kept).run().is_refused(&["copy.img"]);
     });
 }
+
+/// In a user namespace everybody whom it does not know goes by one number, also who has none there.
+#[test]
+fn a_user_whom_a_namespace_does_not_know_is_nobody() {
+    as_root(|it| {
+        let image = copy(it, Recipe::Plain, "copy.img");
+        mode(&image, 0o644);
+        give(&image, STRANGER);
+        run(it, &image).run().is_refused(&["copy.img", &STRANGER.to_string()]);
+        let around = |uid: &str| {
+            let uid = format!("--reuid={uid}");
+            run(it, &image).through(["setpriv", &uid, "--clear-groups", "unshare", "--user"]).run()
+        };
+        for uid in ["0", "54321"] {
+            around(uid).is_refused(&["copy.img", "65534"]);
+        }
+        // Root there is the one who made it, and knows itself.
+        let as_its_root = run(it, &image).through(["unshare", "--user", "--map-root-user"]);
+        as_its_root.clone().run().is_refused(&["copy.img", "65534"]);
+        as_its_root.env("SUDO_UID", "65534").run().is_refused(&["copy.img", "65534"]);
+        give(&image, 0);
+        runs(&run(it, &image).through(["unshare", "--user", "--map-root-user"]));
+    });
+}

@@ -2,8 +2,10 @@
 //! is mapped from the image file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -22,7 +24,7 @@ use crate::process::messages::task::{
     Core_entry, Creds_entry, Fs_entry, Itimer_entry, Rlimit_entry, Task_kobj_ids_entry,
 };
 use crate::process::rewrite;
-use crate::process::{Damage, PAGE};
+use crate::process::{Damage, PAGE, only_reads};
 use crate::sys::caller::Caller;
 
 /// `PR_SET_PDEATHSIG` of the script: it does not outlive a launcher that is killed.
@@ -109,7 +111,13 @@ pub(super) fn numbers(archive: &Archive) -> Result<Vec<u32>, FilesError> {
     let name = "pstree.img";
     let bytes = archive.get(name).ok_or_else(|| FilesError::Missing(name.to_owned()))?;
     let tree: Vec<Pstree_entry> = messages(name, bytes, directory::PSTREE)?;
-    Ok(tree.iter().flat_map(threads).collect())
+    let numbers: Vec<u32> = tree.iter().flat_map(threads).collect();
+    // Each is going to be a process, before more is known of it.
+    let absent = |number: &&u32| archive.get(&format!("core-{number}.img")).is_none();
+    match numbers.iter().find(absent) {
+        Some(number) => Err(FilesError::Missing(format!("core-{number}.img"))),
+        None => Ok(numbers),
+    }
 }
 
 impl Writer<'_> {
@@ -257,6 +265,13 @@ impl Writer<'_> {
         let mut files: Vec<File_entry> = self.read("files.img", directory::FILES)?;
         // Files stay: they may be mapped. The pipe of the orders does not.
         files.retain(|file| file.type_() == Fd_types::REG || !dropped.contains(&file.id()));
+        if let Some(file) = files.iter().filter_map(|file| file.reg.as_ref()).find(|file| {
+            let path = Path::new("/").join(OsStr::from_bytes(file.name()));
+            !only_reads(&path, file.flags().into())
+        }) {
+            let path = String::from_utf8_lossy(file.name()).into_owned();
+            return Err(FilesError::Writes { path });
+        }
         let last = files.iter().map(File_entry::id).max().unwrap_or(0);
         let image_file =
             last.checked_add(2).ok_or_else(|| damaged("files.img", Damage::Nonsense))?;
@@ -362,7 +377,11 @@ impl Writer<'_> {
 
     /// Everything that is as it was.
     fn rest(&self) -> Result<(), FilesError> {
-        for (name, content) in self.restore.archive.files() {
+        let images = |(name, _): &(&str, &[u8])| {
+            let is_image = Path::new(name).extension().is_some_and(|kind| kind == "img");
+            is_image && !name.starts_with("pages-")
+        };
+        for (name, content) in self.restore.archive.files().filter(images) {
             if !self.done.iter().any(|done| done == name) {
                 self.put(name, content)?;
             }
@@ -436,4 +455,127 @@ fn rlimit((soft, hard): (u64, u64)) -> Rlimit_entry {
     entry.set_cur(soft);
     entry.set_max(hard);
     entry
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::criu::restore::Memory;
+    use crate::process::testing::{Dump, EXE, PID};
+    use crate::sys::caller::Capabilities;
+
+    fn caller() -> Caller {
+        Caller {
+            users: [0; 4],
+            groups: [0; 4],
+            supplementary: Vec::new(),
+            capabilities: Capabilities::default(),
+            secure_bits: 0,
+            no_new_privileges: false,
+            umask: 0o22,
+            limits: vec![(1024, 1024); 16],
+            nice: 0,
+            scheduling: (0, 0),
+            mask: 0,
+            ignored: 0,
+            timers: [(0, 0); 3],
+            session: 1,
+            group: 1,
+        }
+    }
+
+    /// The names of the files that are written for a run.
+    fn written(dump: &Dump, change: impl FnOnce(&mut Archive)) -> Result<Vec<String>, FilesError> {
+        let mut archive = Archive::from_directory(dump.write().path()).unwrap();
+        // What a dump by CRIU has too.
+        archive.push(&format!("fs-{PID}.img"), &file_system());
+        change(&mut archive);
+        let folder = tempfile::tempdir().unwrap();
+        let image = tempfile::tempfile().unwrap();
+        let restore = Restore {
+            archive: &archive,
+            image: &image,
+            image_path: "/image".into(),
+            memory: Memory::default(),
+            yielding: 0,
+            caller: &caller(),
+            numbers: (1000..).take(numbers(&archive)?.len()).collect(),
+            frozen_orders: 202,
+            orders: 203,
+        };
+        restore.write(folder.path())?;
+        let names = fs::read_dir(folder.path()).unwrap();
+        let mut names: Vec<String> =
+            names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    fn file_system() -> Vec<u8> {
+        let mut entry = Fs_entry::new();
+        entry.set_cwd_id(EXE);
+        entry.set_root_id(EXE);
+        encode(directory::FS, &[entry]).unwrap()
+    }
+
+    #[test]
+    fn the_files_have_the_new_numbers() {
+        let names = written(&Dump::new(), |_| {}).unwrap();
+        assert!(names.contains(&"core-1000.img".to_owned()), "{names:?}");
+        assert!(!names.iter().any(|name| name.contains(&PID.to_string())), "{names:?}");
+    }
+
+    #[test]
+    fn nothing_is_opened_for_more_than_reading() {
+        let opened = |path: &str, flags: i32| {
+            let mut dump = Dump::new();
+            dump.file(9, path).set_flags(flags.cast_unsigned());
+            written(&dump, |_| {})
+        };
+        for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_CREAT, libc::O_TRUNC, libc::O_PATH] {
+            let fault = opened("/etc/passwd", flags).unwrap_err();
+            assert!(
+                matches!(&fault, FilesError::Writes { path } if path == "/etc/passwd"),
+                "{fault}"
+            );
+        }
+        assert!(opened("/etc/passwd", libc::O_RDONLY | libc::O_CLOEXEC).is_ok());
+        assert!(opened("/dev/null", libc::O_RDWR).is_ok());
+    }
+
+    #[test]
+    fn only_criu_s_own_files_are_handed_on() {
+        let names = written(&Dump::new(), |archive| {
+            for name in ["criu.conf", "-rf", "seccomp.img", "pages-7.img"] {
+                archive.push(name, b"");
+            }
+        });
+        let names = names.unwrap();
+        let foreign = |name: &str| names.iter().any(|each| each == name);
+        assert!(foreign("seccomp.img"));
+        assert!(!["criu.conf", "-rf", "pages-7.img"].into_iter().any(foreign), "{names:?}");
+    }
+
+    #[test]
+    fn a_thread_that_is_only_named_is_none() {
+        let mut dump = Dump::new();
+        dump.tree[0].threads.extend(5000..9000);
+        let fault = written(&dump, |_| {}).unwrap_err();
+        assert!(matches!(&fault, FilesError::Missing(name) if name == "core-5000.img"), "{fault}");
+    }
+
+    #[test]
+    fn mappings_that_no_process_has_are_refused() {
+        for (start, end, offset) in [(0x2000, 0x1000, 0), (0, 0, 0), (0x1000, 0x2000, u64::MAX)] {
+            let mut dump = Dump::new();
+            let vma = dump.anonymous(0x1000, 1);
+            vma.set_start(start);
+            vma.set_end(end);
+            vma.set_pgoff(offset);
+            let fault = written(&dump, |_| {}).unwrap_err();
+            assert!(matches!(fault, FilesError::Damaged { .. }), "{fault}");
+        }
+    }
 }

@@ -114,6 +114,12 @@ pub enum FilesError {
         #[source]
         source: io::Error,
     },
+    /// A file would be opened for more than reading.
+    #[error("the image has {path} open for more than reading")]
+    Writes {
+        /// Its path.
+        path: String,
+    },
     /// It has more threads than numbers were taken.
     #[error("the image has {0} threads, not as many as its plan says")]
     Threads(usize),

@@ -685,6 +685,7 @@ impl World {
         let registers = info.gpregs.mut_or_insert_default();
         registers.set_ip(CODE + 0x100);
         registers.set_sp(STACK + 0x6000);
+        registers.set_fs_base(STACK + 0x7100);
         self
     }
 
