@@ -209,7 +209,8 @@ fn encoding(locale: &[u8]) -> String {
     }
     match utf8 {
         b"1" => "1 UTF-8".into(),
-        b"" if is_c && flags != b"-c" => "1 UTF-8".into(),
+        // Also where the locale is coerced: which one it was decides before.
+        b"" if is_c => "1 UTF-8".into(),
         b"" | b"0" => format!("0 {codeset}"),
         // CPython does not start.
         other => String::from_utf8_lossy(other).into_owned(),
@@ -271,7 +272,7 @@ mod tests {
             "-b",
             "-d",
             "-Xdev",
-            "-Xutf8",
+            "-Xutf8=0",
             "-Ximporttime",
             "-uOB",
             "-Xfrozen_modules=off",
@@ -284,15 +285,13 @@ mod tests {
             ("PYTHONHASHSEED", "nonsense"),
             ("PYTHONOPTIMIZE", "1"),
             ("PYTHONOPTIMIZE", "x"),
-            ("PYTHONUTF8", "1"),
+            ("PYTHONUTF8", "0"),
             ("PYTHONUTF8", "x"),
             ("PYTHONHOME", "/x"),
             ("PYTHONMALLOC", "malloc"),
             ("PYTHONSAFEPATH", "0"),
             ("PYTHONNOUSERSITE", "1"),
-            ("LC_ALL", "C"),
-            ("LC_ALL", "no_SUCH.locale"),
-            ("PYTHONCOERCECLOCALE", "0"),
+            ("LC_ALL", "C.UTF-8"),
             ("LD_PRELOAD", "x.so"),
             ("LD_LIBRARY_PATH", "/x"),
             ("MALLOC_ARENA_MAX", "1"),
@@ -310,9 +309,12 @@ mod tests {
         assert!(fit((&["-X", "utf8"], &[]), (&[], &[("PYTHONUTF8", "1")])));
         assert!(fit((&["-s"], &[]), (&[], &[("PYTHONNOUSERSITE", "1")])));
         assert!(!fit((&["-s"], &[]), (&["-I"], &[])));
-        // The C locale is coerced to a UTF-8 one.
-        assert!(fit((&[], &[]), (&[], &[("LANG", "C.UTF-8")])));
-        assert!(fit((&[], &[("LC_ALL", "C.UTF-8")]), (&[], &[("LC_CTYPE", "no_SUCH.locale")])));
+        assert!(fit((&[], &[("LC_ALL", "C.UTF-8")]), (&[], &[("LANG", "C.UTF-8")])));
+        // The C locale brings the UTF-8 mode along, coerced or not.
+        assert!(fit((&[], &[]), (&[], &[("LC_ALL", "C")])));
+        assert!(fit((&[], &[("LANG", "POSIX")]), (&[], &[("LC_CTYPE", "no_SUCH.locale")])));
+        assert!(fit((&[], &[]), (&[], &[("PYTHONCOERCECLOCALE", "0")])));
+        assert!(!fit((&[], &[]), (&[], &[("LANG", "C.UTF-8")])));
         assert!(!fit((&[], &[("LC_ALL", "C.UTF-8")]), (&[], &[("LC_ALL", "POSIX")])));
         let twice = [("PYTHONHASHSEED", "1"), ("PYTHONHASHSEED", "2")];
         assert!(fit((&[], &twice), (&[], &twice[..1])));

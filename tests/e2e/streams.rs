@@ -111,7 +111,8 @@ fn lines_come_in_the_order_of_a_terminal_and_of_a_pipe() {
 #[test]
 fn encodings() {
     everywhere(|it| {
-        let code = format!("{LOOK}\nprint(repr(input()))\nprint('é\\u20ac\\udc80')");
+        let mode = "import locale; print(sys.flags.utf8_mode, locale.getpreferredencoding())";
+        let code = format!("{LOOK}\n{mode}\nprint(repr(input()))\nprint('é\\u20ac\\udc80')");
         let settings: [&[(&str, &str)]; 16] = [
             &[],
             &[("PYTHONIOENCODING", "latin-1")],
