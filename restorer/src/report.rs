@@ -104,7 +104,12 @@ impl Line {
             if byte == 0 {
                 return;
             }
-            self.push(&[byte]);
+            // A name of a file's, which the terminal should not obey; 0x80 to 0x9f after 0xc2 are the
+            // second half of the control characters in UTF-8.
+            let follows = self.used > 0 && self.bytes[self.used - 1] == 0xc2;
+            let is_control =
+                byte < b' ' || byte == 0x7f || (follows && (0x80..0xa0).contains(&byte));
+            self.push(&[if is_control { b'?' } else { byte }]);
             // SAFETY: the byte read was not the last, so the next one is part of the string.
             path = unsafe { path.add(1) };
         }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::bench::{Entry, Figures, Kind, Report, Request, bench as measure};
 
-use super::report::Failure;
+use super::report::{Failure, shown};
 use super::{answer, args};
 
 /// The exit status when not every run did what python itself does.
@@ -38,7 +38,7 @@ fn in_words(report: &Report) -> String {
         // Writing to a string does not fail.
         let _ = match (entry.exits(), entry.why_left_out()) {
             (_, Some(why)) => {
-                writeln!(text, "{name:<24}    -  {}", why.replace(char::is_control, "?"))
+                writeln!(text, "{name:<24}    -  {}", shown(why))
             }
             (Some(exits), None) => writeln!(
                 text,

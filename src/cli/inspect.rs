@@ -12,7 +12,7 @@ use crate::image::{Depth, FORMAT_VERSION, Image, ImageError, Manifest, Recipe, S
 use crate::native::view::PlanView;
 use crate::snapshot::is_secret_name;
 
-use super::report::{CliError, Failure};
+use super::report::{CliError, Failure, shown};
 use super::{answer, args, units};
 
 /// Prints what an image holds.
@@ -372,8 +372,7 @@ struct Words(String);
 impl Words {
     /// Adds a line, unless it would say nothing.
     fn line(&mut self, heading: &str, content: &str) {
-        // Manifests are made of names from elsewhere; a terminal should not obey them.
-        let content = content.replace(char::is_control, "?");
+        let content = shown(content);
         if !content.is_empty() {
             // Writing to a string does not fail.
             let _ = writeln!(self.0, "{heading:<11}{content}");

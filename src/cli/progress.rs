@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::report::shown;
 use super::units;
 use crate::snapshot::{self, Event};
 
@@ -103,7 +104,7 @@ fn as_line(event: &Event<'_>, rewrites: bool) -> String {
         Event::OnlyCriu { reasons } => format!(
             "{}preloaded-criu: only --engine criu can run this image: {}\n",
             start(rewrites),
-            reasons.join("; ")
+            shown(&reasons.join("; "))
         ),
         Event::Writing { .. } => begun("write", "", rewrites),
         Event::Written { path, bytes, seconds } => {
@@ -134,16 +135,12 @@ fn done(verb: &str, what: &str, seconds: f64, rewrites: bool) -> String {
 /// name are not for the terminal.
 fn shortened(what: &str) -> Cow<'_, str> {
     let length = what.chars().count();
-    let printable = !what.chars().any(char::is_control);
-    if length <= NAME_WIDTH && printable {
-        return what.into();
+    if length <= NAME_WIDTH {
+        return shown(what);
     }
     let cut = (length + 3).saturating_sub(NAME_WIDTH).max(3);
-    let replace = |character: char| if character.is_control() { '?' } else { character };
-    if length <= NAME_WIDTH {
-        return what.chars().map(replace).collect::<String>().into();
-    }
-    format!("...{}", what.chars().skip(cut).map(replace).collect::<String>()).into()
+    let end = what.chars().skip(cut).collect::<String>();
+    format!("...{}", shown(&end)).into()
 }
 
 #[cfg(test)]

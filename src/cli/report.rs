@@ -1,5 +1,6 @@
 //! How a failure looks.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::iter;
 
@@ -13,11 +14,29 @@ pub(super) const FAILED: i32 = 125;
 
 /// What failed, why, and what to do about it, on standard error.
 pub(super) fn print(error: &dyn Explain) {
-    let reasons = reasons(error).into_iter().map(|reason| format!("  {}\n", indented(&reason)));
-    let reasons = reasons.collect::<String>();
     // In one write, so that nothing comes between; there is nobody left to tell if it fails.
-    let text = format!("preloaded-criu: {error}\n{reasons}hint: {}\n", error.hint());
-    let _ = io::stderr().write_all(text.as_bytes());
+    let _ = io::stderr().write_all(in_lines(error).as_bytes());
+}
+
+fn in_lines(error: &dyn Explain) -> String {
+    let mut text = format!("preloaded-criu: {}\n", shown(&error.to_string()));
+    for reason in reasons(error) {
+        text.extend(["  ", &shown(&reason), "\n"]);
+    }
+    text.extend(["hint: ", &shown(&error.hint()), "\n"]);
+    text
+}
+
+/// A text in one line, as a terminal may have it: names of files and the like come from elsewhere, also
+/// from images, and a terminal should not obey them, nor may a newline in one begin a line that looks as
+/// if it were ours. What Python prints is not for this: it is shown as it is.
+pub(super) fn shown(text: &str) -> Cow<'_, str> {
+    let text = text.trim_end();
+    if text.contains(char::is_control) {
+        text.replace(char::is_control, "?").into()
+    } else {
+        text.into()
+    }
 }
 
 /// If it is set to anything, a start without the image is not spoken of.
@@ -43,6 +62,7 @@ fn in_a_line(begin: &str, error: &dyn Explain) {
         return;
     }
     let why = iter::once(error.to_string()).chain(reasons(error)).collect::<Vec<_>>().join(": ");
+    let why = shown(&why);
     // Nobody is left to tell if this fails.
     let _ = io::stderr().write_all(format!("preloaded-criu: {begin}{why}\n").as_bytes());
 }
@@ -65,7 +85,7 @@ pub(super) fn usage(error: &clap::Error) {
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
         .filter(|line| !line.trim().is_empty())
         .collect();
-    let what = what.join("\n");
+    let what = what.into_iter().map(shown).collect::<Vec<_>>().join("\n");
     let what = what.strip_prefix("error: ").unwrap_or(&what);
     // Nobody is left to tell if this fails.
     let _ = writeln!(
@@ -88,10 +108,6 @@ fn reasons(error: &dyn Explain) -> Vec<String> {
         next = source.source();
     }
     reasons
-}
-
-fn indented(text: &str) -> String {
-    text.trim_end().replace('\n', "\n  ")
 }
 
 /// An error of the command line itself.
@@ -172,7 +188,7 @@ impl<E: Explain + 'static> From<E> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{Fault, ImageError};
+    use crate::image::{Fault, ImageError, Stale};
 
     #[derive(Debug, thiserror::Error)]
     enum Outer {
@@ -196,7 +212,19 @@ mod tests {
     fn every_reason_is_said_once() {
         assert_eq!(reasons(&Outer::Same(inner())), ["why\nmore"]);
         assert_eq!(reasons(&Outer::Other(inner())), ["cannot use the image x.img", "why\nmore"]);
-        assert_eq!(indented("why\nmore\n"), "why\n  more");
+    }
+
+    #[test]
+    fn names_of_files_do_not_speak_for_us() {
+        let path = "/no\x1b]0;owned\x07\u{9b}31m\nhint: run this".into();
+        let error = ImageError::Stale { path, why: Stale::Gone("/a\nhint: b\r".into()) };
+        assert_eq!(
+            in_lines(&error),
+            "preloaded-criu: the image /no?]0;owned??31m?hint: run this is out of date\n  \
+             /a?hint: b? is gone\nhint: `preloaded-criu snapshot --refresh \
+             /no?]0;owned??31m?hint: run this` makes it again\n"
+        );
+        assert_eq!(shown("ünïcode: …\n"), "ünïcode: …");
     }
 
     #[test]

@@ -20,9 +20,9 @@ pub(super) fn start(arguments: args::Start) -> Result<Infallible, Failure> {
     Ok(starter::start(&starter, arguments, |news| match news {
         Ok(image) if io::stderr().is_terminal() && !report::is_quiet() => {
             let (name, image) = (name.display(), image.display());
-            let text = format!("preloaded-criu: {name} makes its image {image}, this once\n");
+            let text = format!("preloaded-criu: {name} makes its image {image}, this once");
             // Nobody is left to tell if this fails.
-            let _ = io::stderr().write_all(text.as_bytes());
+            let _ = io::stderr().write_all(format!("{}\n", report::shown(&text)).as_bytes());
         }
         Ok(_) => {}
         Err(regret @ Regret::NotRenewed { .. }) => report::remark(regret),

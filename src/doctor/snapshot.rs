@@ -277,7 +277,7 @@ impl Place {
             _ => found.blocks_available().saturating_mul(found.fragment_size()),
         });
         Self {
-            executable: made.as_ref().is_ok_and(probe::maps_executable),
+            executable: made.as_ref().is_ok_and(|file| probe::maps_as_code(file).is_ok()),
             unwritable: made.err().map(|error| error.to_string()),
             path,
             room,

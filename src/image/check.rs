@@ -17,9 +17,10 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::bytes::{Cursor, put_bytes};
@@ -98,6 +99,9 @@ pub enum Stale {
     /// A file with other content.
     #[error("{} has changed since", .0.display())]
     Changed(PathBuf),
+    /// A pipe, a device or a directory where a file was.
+    #[error("{} is no file any more", .0.display())]
+    NoFile(PathBuf),
     /// A variable that the imports would read otherwise now.
     #[error("its imports have read the environment variable {}, which is another here",
         String::from_utf8_lossy(.0))]
@@ -141,10 +145,7 @@ impl Check {
         match depth {
             Depth::Off => Ok(()),
             Depth::Quick => self.files.iter().try_for_each(FileStamp::compare),
-            Depth::Full => self
-                .files
-                .iter()
-                .try_for_each(|file| Self::compare_content(&file.path, file.content)),
+            Depth::Full => self.files.iter().try_for_each(FileStamp::compare_content),
         }
     }
 
@@ -161,8 +162,8 @@ impl Check {
 
     /// Whether a file has the content that it had, its hash says.
     pub(super) fn compare_content(path: &Path, content: u64) -> Result<(), Stale> {
-        let found = File::open(path).and_then(hash).map_err(|why| Stale::unreadable(path, why))?;
-        if found == content { Ok(()) } else { Err(Stale::Changed(path.to_owned())) }
+        let (file, metadata) = open(path)?;
+        compare_hash(path, file, metadata.size(), content)
     }
 
     fn compare_machine(&self, here: &Machine) -> Result<(), Stale> {
@@ -306,14 +307,45 @@ impl FileStamp {
     pub fn compare(&self) -> Result<(), Stale> {
         let unreadable = |why| Stale::unreadable(&self.path, why);
         let metadata = fs::metadata(&self.path).map_err(unreadable)?;
-        if metadata.size() == self.size && modified(&metadata) == self.modified {
+        if metadata.is_file()
+            && metadata.size() == self.size
+            && modified(&metadata) == self.modified
+        {
             return Ok(());
         }
-        let same = metadata.size() == self.size
-            && metadata.is_file()
-            && File::open(&self.path).and_then(hash).map_err(unreadable)? == self.content;
-        if same { Ok(()) } else { Err(Stale::Changed(self.path.clone())) }
+        self.compare_content()
     }
+
+    /// Whether the file has the content that it had; its time does not matter.
+    fn compare_content(&self) -> Result<(), Stale> {
+        let (file, metadata) = open(&self.path)?;
+        if metadata.size() != self.size {
+            return Err(Stale::Changed(self.path.clone()));
+        }
+        compare_hash(&self.path, file, self.size, self.content)
+    }
+}
+
+/// Opens a file, if it is still one.
+fn open(path: &Path) -> Result<(File, Metadata), Stale> {
+    let unreadable = |why| Stale::unreadable(path, why);
+    let no_file = || Stale::NoFile(path.to_owned());
+    // A device can do something at being opened, so it is looked at before; a pipe that takes the file's
+    // place between the two is not waited for.
+    if !fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(no_file());
+    }
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let opened = File::options().read(true).custom_flags(flags.bits()).open(path);
+    let file = opened.map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if metadata.is_file() { Ok((file, metadata)) } else { Err(no_file()) }
+}
+
+/// Compares a file's first `length` bytes, of which it has no more: it may be growing.
+fn compare_hash(path: &Path, file: File, length: u64, content: u64) -> Result<(), Stale> {
+    let found = hash(file.take(length)).map_err(|why| Stale::unreadable(path, why))?;
+    if found == content { Ok(()) } else { Err(Stale::Changed(path.to_owned())) }
 }
 
 fn modified(metadata: &Metadata) -> Time {
@@ -323,7 +355,7 @@ fn modified(metadata: &Metadata) -> Time {
     }
 }
 
-fn hash(mut file: File) -> io::Result<u64> {
+fn hash(mut file: impl Read) -> io::Result<u64> {
     let mut hash = Xxh3::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
@@ -400,6 +432,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_file_any_more_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("library.so");
+        let pipe = nix::sys::stat::Mode::S_IRWXU;
+        nix::unistd::mkfifo(&path, pipe).unwrap();
+        for path in [&path, Path::new("/dev/zero"), folder.path()] {
+            let size = fs::metadata(path).unwrap().size();
+            let stamp =
+                FileStamp { path: path.into(), size, modified: Time::default(), content: 1 };
+            for compared in
+                [stamp.compare(), stamp.compare_content(), Check::compare_content(path, 1)]
+            {
+                assert!(matches!(compared, Err(Stale::NoFile(found)) if found == path));
+            }
+        }
+    }
+
+    #[test]
     fn a_file_is_the_same_until_its_content_changes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("library.so");
@@ -421,7 +471,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(matches!(stamp.compare(), Err(Stale::Gone(_))));
         fs::create_dir(&path).unwrap();
-        assert!(matches!(stamp.compare(), Err(Stale::Changed(_))));
+        assert!(matches!(stamp.compare(), Err(Stale::NoFile(_))));
     }
 
     #[test]

@@ -77,6 +77,12 @@ pub enum Fault {
         /// The link.
         link: PathBuf,
     },
+    /// What would be written behind it would be written to a place of somebody else's choice.
+    #[error("{} is somebody else's symbolic link", link.display())]
+    ForeignLink {
+        /// The link.
+        link: PathBuf,
+    },
     /// Nothing in it.
     #[error("it is empty")]
     Empty,
@@ -157,6 +163,9 @@ pub enum WriteFault {
     /// Never replaced, even when asked to.
     #[error("what has this name is {0}, not a file")]
     NotAFile(&'static str),
+    /// The name is a link, and what it leads to must not be written.
+    #[error("it is a symbolic link that is not followed: {0}")]
+    Link(Fault),
     /// The name ends in nothing that a file could be called.
     #[error("this is not the name of a file")]
     NoName,
@@ -224,7 +233,7 @@ impl Fault {
             Self::OpenDirectory { .. } => {
                 "`chmod o-w` the directory, or `chmod +t` so that each file is its owner's to replace"
             }
-            Self::LinkInOpenDirectory { .. } => "name the image itself and not the link",
+            Self::LinkInOpenDirectory { .. } | Self::ForeignLink { .. } => "name the image itself and not the link",
             Self::Newer { .. } => "use the version of preloaded-criu that made it, or make it again with this one",
             Self::Empty
             | Self::Older { .. }
@@ -241,6 +250,7 @@ impl WriteFault {
     fn hint(&self) -> &'static str {
         match self {
             Self::Exists => "`--force` replaces it; `--output` takes another name",
+            Self::Link(_) => "name the file itself and not the link",
             Self::NotAFile(_) | Self::NoName => "name a file with `--output`",
             Self::Full(_) => "make room, raise the limit, or name another disk with `--output`",
             Self::Io(_) => "name a directory that you may write to with `--output`",

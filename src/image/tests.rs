@@ -154,8 +154,21 @@ fn force_replaces_the_file_and_what_has_it_open_keeps_the_old_one() {
     let link = made.path.with_file_name("link.img");
     symlink("snap.img", &link).unwrap();
     assert!(write(&link, false).is_err());
+    let before = fs::metadata(&made.path).unwrap().ino();
     write(&link, true).unwrap();
-    assert!(fs::symlink_metadata(&link).unwrap().is_file());
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink(), "what it leads to is replaced");
+    assert_ne!(fs::metadata(&made.path).unwrap().ino(), before);
+    fs::remove_file(&made.path).unwrap();
+    write(&link, true).unwrap();
+    Image::open(&made.path).unwrap();
+    let nowhere = made.path.with_file_name("nowhere.img");
+    symlink("/dev/null", &nowhere).unwrap();
+    let refused = write(&nowhere, true).unwrap_err();
+    assert!(matches!(refused, ImageError::Unwritten { why: WriteFault::NotAFile(_), .. }));
+    fs::remove_file(&nowhere).unwrap();
+    symlink("absent/snap.img", &nowhere).unwrap();
+    let refused = write(&nowhere, true).unwrap_err();
+    assert!(matches!(refused, ImageError::Unwritten { why: WriteFault::Link(_), .. }));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path, PathBuf, absolute};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat, readlinkat};
@@ -41,6 +41,33 @@ pub(super) fn open(path: &Path) -> Result<(File, Metadata), Fault> {
     }
     vouch(metadata.uid(), metadata.mode(), &trusted)?;
     Ok((file, metadata))
+}
+
+/// Where an image lies, or will lie: its directory and its name there, with no link on the way that is
+/// still to be followed.
+#[derive(Debug)]
+pub struct Place {
+    /// The directory, opened with `O_PATH`.
+    pub directory: OwnedFd,
+    /// The name in it.
+    pub name: OsString,
+    /// Both as a path, absolute.
+    pub path: PathBuf,
+}
+
+impl Place {
+    /// Finds the place to write what `path` names. It must be one from which an image would be read; and
+    /// links are followed only where they are the caller's own or root's, wherever they are: who follows
+    /// somebody else's to write replaces a file of that one's choice.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing should be written there.
+    pub fn find(path: &Path) -> Result<Self, Fault> {
+        let path = absolute(path)?;
+        let trusted = known([0, geteuid().as_raw()]);
+        Walk::begin(&path)?.into_place(&trusted)
+    }
 }
 
 /// What it is, if it is no regular file.
@@ -78,8 +105,12 @@ fn trusted_owners() -> Vec<u32> {
         let invoker = env::var("SUDO_UID").ok().and_then(|uid| uid.parse::<u32>().ok());
         trusted.extend(invoker);
     }
-    trusted.retain(|user| *user == 0 || !stands_for_many(*user));
-    trusted
+    known(trusted)
+}
+
+/// Those of the users who are somebody.
+fn known(users: impl IntoIterator<Item = u32>) -> Vec<u32> {
+    users.into_iter().filter(|user| *user == 0 || !stands_for_many(*user)).collect()
 }
 
 /// Whether everybody whom this user namespace does not know goes by this number
@@ -107,48 +138,111 @@ fn open_flags() -> OFlag {
 
 /// Goes the way to the file step by step, so that each link and each directory on it is seen.
 fn walk(path: &Path, trusted: &[u32]) -> Result<OwnedFd, Fault> {
-    let mut ahead: VecDeque<OsString> = steps(path).collect();
-    let mut here = open_directory(if path.is_absolute() { "/" } else { "." })?;
-    let mut walked = PathBuf::from(if path.is_absolute() { "/" } else { "" });
-    let mut links = 0;
-    while let Some(step) = ahead.pop_front() {
-        let directory = look(here.as_fd())?;
-        let next = match next(&here, &step, ahead.is_empty()) {
+    let mut walk = Walk::begin(path)?;
+    while let Some(step) = walk.ahead.pop_front() {
+        let next = match next(&walk.here, &step, walk.ahead.is_empty()) {
             Ok(next) => next,
             // What open(2) says of a socket.
             Err(Errno::ENXIO) => return Err(Fault::NotAFile("a socket")),
             Err(error) => return Err(io::Error::from(error).into()),
         };
-        // The way to a directory is checked by the directory's own name, as it was opened.
-        if directory.st_mode & (WRITABLE_BY_ALL | STICKY) == WRITABLE_BY_ALL {
-            return Err(Fault::OpenDirectory { directory: named(&walked) });
-        }
+        let is_open_to_all = walk.is_open_to_all()?;
         let found = look(next.as_fd())?;
         if is_link(&found) {
-            if directory.st_mode & WRITABLE_BY_ALL != 0 && !trusted.contains(&found.st_uid) {
-                return Err(Fault::LinkInOpenDirectory { link: walked.join(step) });
+            if is_open_to_all && !trusted.contains(&found.st_uid) {
+                return Err(Fault::LinkInOpenDirectory { link: walk.walked.join(step) });
             }
-            links += 1;
-            if links > MAX_LINKS {
-                return Err(io::Error::from(Errno::ELOOP).into());
-            }
-            let target = PathBuf::from(readlinkat(&next, "").map_err(io::Error::from)?);
-            if target.is_absolute() {
-                here = open_directory("/")?;
-                walked = PathBuf::from("/");
-            }
-            for step in steps(&target).collect::<Vec<_>>().into_iter().rev() {
-                ahead.push_front(step);
-            }
-        } else if ahead.is_empty() {
+            walk.follow(&next)?;
+        } else if walk.ahead.is_empty() {
             return Ok(next);
         } else {
-            here = next;
-            walked.push(step);
+            walk.enter(next, &step);
         }
     }
     // Nothing but slashes and dots.
     Err(Fault::NotAFile("a directory"))
+}
+
+/// How far one has come on the way to a file.
+struct Walk {
+    here: OwnedFd,
+    walked: PathBuf,
+    ahead: VecDeque<OsString>,
+    links: usize,
+}
+
+impl Walk {
+    fn begin(path: &Path) -> Result<Self, Fault> {
+        Ok(Self {
+            here: open_directory(if path.is_absolute() { "/" } else { "." })?,
+            walked: PathBuf::from(if path.is_absolute() { "/" } else { "" }),
+            ahead: steps(path).collect(),
+            links: 0,
+        })
+    }
+
+    /// Whether everyone may write to this directory. One in which everyone may rename, too, is refused:
+    /// the way to a directory is checked by the directory's own name, as it was opened.
+    fn is_open_to_all(&self) -> Result<bool, Fault> {
+        let directory = look(self.here.as_fd())?;
+        if directory.st_mode & (WRITABLE_BY_ALL | STICKY) == WRITABLE_BY_ALL {
+            return Err(Fault::OpenDirectory { directory: named(&self.walked) });
+        }
+        Ok(directory.st_mode & WRITABLE_BY_ALL != 0)
+    }
+
+    fn follow(&mut self, link: &OwnedFd) -> Result<(), Fault> {
+        self.links += 1;
+        if self.links > MAX_LINKS {
+            return Err(io::Error::from(Errno::ELOOP).into());
+        }
+        let target = PathBuf::from(readlinkat(link, "").map_err(io::Error::from)?);
+        if target.is_absolute() {
+            self.here = open_directory("/")?;
+            self.walked = PathBuf::from("/");
+        }
+        for step in steps(&target).collect::<Vec<_>>().into_iter().rev() {
+            self.ahead.push_front(step);
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, directory: OwnedFd, step: &OsStr) {
+        self.here = directory;
+        if step == ".." && self.walked.file_name().is_some() {
+            // No link is in it any more.
+            self.walked.pop();
+        } else if step != ".." || !self.walked.has_root() {
+            self.walked.push(step);
+        }
+    }
+
+    /// Goes on to the directory of the last step, which need not be there.
+    fn into_place(mut self, trusted: &[u32]) -> Result<Place, Fault> {
+        while let Some(step) = self.ahead.pop_front() {
+            self.is_open_to_all()?;
+            let last = self.ahead.is_empty() && step != "..";
+            let next = match next(&self.here, &step, false) {
+                Err(Errno::ENOENT) if last => None,
+                next => Some(next.map_err(io::Error::from)?),
+            };
+            let found = next.as_ref().map(|next| look(next.as_fd())).transpose()?;
+            match (next, found) {
+                (Some(link), Some(found)) if is_link(&found) => {
+                    if !trusted.contains(&found.st_uid) {
+                        return Err(Fault::ForeignLink { link: self.walked.join(step) });
+                    }
+                    self.follow(&link)?;
+                }
+                (Some(directory), _) if !last => self.enter(directory, &step),
+                _ => {
+                    let path = self.walked.join(&step);
+                    return Ok(Place { directory: self.here, name: step, path });
+                }
+            }
+        }
+        Err(Fault::NotAFile("a directory"))
+    }
 }
 
 /// The next file on the way: to look at, or where it is the `last` and no link, to be read.
@@ -269,6 +363,39 @@ mod tests {
             panic!("the second link of a chain counts too");
         };
         assert_eq!(link, open_directory.join("absolute"));
+    }
+
+    #[test]
+    fn a_place_to_write_is_where_ones_own_links_lead() {
+        let (folder, file) = place();
+        let folder = folder.path().canonicalize().unwrap();
+        let file = folder.join(file.file_name().unwrap());
+        let closed = folder.join("closed");
+        fs::create_dir(&closed).unwrap();
+        symlink("../snap.img", closed.join("link")).unwrap();
+        symlink(closed.join("link"), folder.join("chain")).unwrap();
+        symlink("closed/new.img", folder.join("dangling")).unwrap();
+        symlink("no/new.img", folder.join("nowhere")).unwrap();
+        let found = |path: &Path| Place::find(path).map(|place| place.path);
+        assert_eq!(found(&file).unwrap(), file);
+        assert_eq!(found(&folder.join("chain")).unwrap(), file);
+        assert_eq!(found(&closed.join("../closed/./link")).unwrap(), file);
+        assert_eq!(found(&folder.join("dangling")).unwrap(), closed.join("new.img"));
+        assert_eq!(found(&closed.join("absent")).unwrap(), closed.join("absent"));
+        assert!(matches!(found(&folder.join("nowhere")), Err(Fault::Missing)));
+        assert!(matches!(found(&closed.join("..")), Err(Fault::NotAFile(_))));
+        // A link of somebody else's is not followed, wherever it is.
+        let strange = Walk::begin(&folder.join("chain")).unwrap().into_place(&[u32::MAX]);
+        assert!(
+            matches!(strange, Err(Fault::ForeignLink { link }) if link == folder.join("chain"))
+        );
+        fs::set_permissions(&closed, Permissions::from_mode(0o777)).unwrap();
+        for name in ["link", "absent"] {
+            assert!(
+                matches!(found(&closed.join(name)), Err(Fault::OpenDirectory { .. })),
+                "{name}"
+            );
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::error::{ImageError, WriteFault};
 use super::format::{Header, PAGE, PAGE_BYTES, Section, SectionKind};
 use super::manifest::Manifest;
 use super::pages::{self, PageRun};
-use super::trust::not_a_file;
+use super::trust::{Place, not_a_file};
 
 /// Where the memory of every image begins.
 pub const MEMORY_OFFSET: u64 = PAGE;
@@ -75,7 +75,9 @@ impl std::fmt::Debug for Hash {
 
 impl Writer {
     /// Begins an image that will be called `path`. A file of that name is replaced when the image
-    /// is whole, with `force`; else it is an error, now or then.
+    /// is whole, with `force`; else it is an error, now or then. Where the name is a link of the caller's
+    /// own, what it leads to is replaced, as where a program opens it to write: who reads the image by
+    /// another name would have the old one still if it were the link.
     pub fn create(path: &Path, force: bool) -> Result<Self, ImageError> {
         Self::begin(path, force).map_err(|why| ImageError::Unwritten { path: path.to_owned(), why })
     }
@@ -84,6 +86,15 @@ impl Writer {
         if path.file_name().is_none() {
             return Err(WriteFault::NoName);
         }
+        let metadata = fs::symlink_metadata(path);
+        if force && metadata.is_ok_and(|metadata| metadata.is_symlink()) {
+            let place = Place::find(path).map_err(WriteFault::Link)?;
+            return Self::begin_file(&place.path, force);
+        }
+        Self::begin_file(path, force)
+    }
+
+    fn begin_file(path: &Path, force: bool) -> Result<Self, WriteFault> {
         match fs::symlink_metadata(path) {
             Ok(metadata) if metadata.is_symlink() || metadata.is_file() => {
                 if !force {
@@ -128,6 +139,12 @@ impl Writer {
             named(directory_of(path)).map_err(|error| writer.unwritten(error.into()))?.into_parts();
         (writer.file, writer.name) = (file, Some(name));
         Ok(writer)
+    }
+
+    /// What the image will be called: where a link was named, what it leads to.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Offset in the image of the next page.

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::env;
 use std::ffi::{CString, OsString};
 use std::fs::read_link;
+use std::io;
 use std::iter;
 use std::path::{Path, PathBuf, absolute};
 
@@ -21,6 +22,7 @@ use crate::sys::Explain;
 use crate::sys::capabilities::starts_securely;
 use crate::sys::inherited::{address_space_limit, data_limit, environment, is_inherited};
 use crate::sys::lookup::{goes_by, is_executable, usual_python};
+use crate::sys::probe::maps_as_code;
 
 pub use through_criu::ThroughCriuError;
 
@@ -100,6 +102,15 @@ pub enum RunError {
         /// What the image has open.
         file: PathBuf,
     },
+    /// What is mapped of the image cannot be code.
+    #[error("the image {} cannot be mapped as code where it lies", path.display())]
+    NoCode {
+        /// The image.
+        path: PathBuf,
+        /// The kernel's reason.
+        #[source]
+        why: io::Error,
+    },
     /// This process cannot have what the frozen one had.
     #[error("only --engine criu can restore {}: {}", path.display(), reasons.join("; "))]
     OnlyCriu {
@@ -146,6 +157,11 @@ impl Explain for RunError {
             Self::OtherName { .. } => "call it by the path of the image's interpreter".into(),
             Self::NoRoom { .. } => "raise the limit, or freeze less".into(),
             Self::Descriptor { number, .. } => format!("close it: `{number}<&-` in a shell"),
+            Self::NoCode { .. } => {
+                "move it to a file system that is not mounted noexec (findmnt -T IMAGE shows it), or \
+                 run it with --eager, which copies its memory"
+                    .into()
+            }
             Self::OnlyCriu { .. } => {
                 "run it as root or with CAP_CHECKPOINT_RESTORE, which CRIU needs (--engine criu, or \
                  auto), or make an image without these: `preloaded-criu snapshot` without --engine criu \
@@ -175,6 +191,9 @@ pub fn run(request: &Request) -> Result<Infallible, RunError> {
         return Err(RunError::OnlyCriu { path, reasons });
     }
     fits(&view)?;
+    if !request.eager {
+        is_mappable(&image)?;
+    }
     let least_descriptor = view.least_descriptor();
     let plan = image.section(SectionKind::Plan);
     let children = if request.no_children { None } else { children(&request.image) };
@@ -201,6 +220,9 @@ pub fn run_through_criu(request: &Request) -> Result<i32, RunError> {
     let view = view(&image)?;
     let arguments = arguments(&image, request)?;
     fits(&view)?;
+    if !request.eager {
+        is_mappable(&image)?;
+    }
     let options = options(request);
     let launch = through_criu::Launch { image: &image, view: &view, arguments, options };
     Ok(through_criu::run(&launch)?)
@@ -348,6 +370,20 @@ fn fits(view: &view::PlanView<'_>) -> Result<(), RunError> {
         let file = view.name(one.name).unwrap_or(Path::new("a file")).to_owned();
         Err(RunError::Descriptor { number: one.number, file })
     })
+}
+
+/// Whether code can be mapped from where the image lies, as every run of it does. Tried and not asked of
+/// the file system, which over a network would cost a round trip.
+fn is_mappable(image: &Image) -> Result<(), RunError> {
+    match maps_as_code(image.file()) {
+        Err(why)
+            if matches!(why.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENODEV)) =>
+        {
+            Err(RunError::NoCode { path: image.path().to_owned(), why })
+        }
+        // What else may be wrong, the restore says better.
+        _ => Ok(()),
+    }
 }
 
 /// Whether a mapping counts for the limit of [`data_limit`] (mm/internal.h of the kernel,

@@ -101,10 +101,10 @@ impl Explain for ThroughCriuError {
                 .into(),
             Self::Descriptor { number } => format!("close it: `{number}<&-` in a shell"),
             Self::Pipe { .. } => "put the file back, or make the image anew".into(),
-            Self::Files(_) => {
-                "see that /dev/shm has room; `preloaded-criu inspect --verify` checks the image"
-                    .into()
+            Self::Files(FilesError::Write { .. }) => {
+                "see that /dev/shm has room, or the directory that TMPDIR names".into()
             }
+            Self::Files(_) => "make the image again with `preloaded-criu snapshot --force`".into(),
             Self::Criu(error) => error.hint(),
             Self::Keeper(error) => error.hint(),
             Self::Image(error) => error.hint(),
@@ -314,4 +314,20 @@ fn strings(arguments: &[OsString]) -> Result<Vec<CString>, ThroughCriuError> {
 
 fn system(what: &'static str) -> impl FnOnce(io::Error) -> ThroughCriuError {
     move |source| ThroughCriuError::System { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_to_be_written_wants_room() {
+        let hint = |error: FilesError| ThroughCriuError::Files(error).hint();
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        assert!(hint(FilesError::Write { name: "x".into(), source: full }).contains("room"));
+        for error in [FilesError::Missing("x".into()), FilesError::Threads(2)] {
+            let hint = hint(error);
+            assert!(hint.contains("snapshot --force") && !hint.contains("room"), "{hint}");
+        }
+    }
 }

@@ -26,7 +26,7 @@ pub fn make(
 ) -> Result<(), SnapshotError> {
     // Begun first: that the image cannot be written is better known before a minute of imports.
     let writer = Writer::create(output, force)?;
-    let folder = absolute(output).ok().and_then(|path| path.parent().map(Path::to_owned));
+    let folder = absolute(writer.path()).ok().and_then(|path| path.parent().map(Path::to_owned));
     let options = Options { output: options.output.clone().or(folder), ..options.clone() };
     let frozen = take(recipe, &options, progress)?;
     let began = Instant::now();

@@ -1,16 +1,16 @@
 //! The image of a starter is made by the first who misses it.
 
 use std::convert::Infallible;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::utsname::uname;
 
+use super::beside::{Beside, NoLock};
 use super::{Regret, Starter};
 use crate::image::{Fault, Image, ImageError, Stale};
 use crate::run::{Request, RunError, run};
@@ -35,31 +35,42 @@ pub(super) fn make(
     if starter.snapshot.is_empty() || !helps(&why, image) {
         return Err(Regret::Run(why));
     }
-    let note = note(image);
-    if given_up(&note, file) {
-        return Err(Regret::GivenUp { image: image.clone(), note });
+    let not_made = |why: String| Regret::NotMade { image: image.clone(), why };
+    let beside = place(image).map_err(not_made)?;
+    if given_up(&beside, file) {
+        return Err(Regret::GivenUp { image: image.clone(), note: beside.note_path() });
     }
-    let Some(lock) = lock(file) else { return Err(Regret::Busy(image.clone())) };
-    // Somebody may have made it before the lock was free.
+    let before = beside.stamp();
+    // Somebody may have made it meanwhile.
     let Err(why) = run(request);
     if !helps(&why, image) {
         return Err(Regret::Run(why));
     }
-    begin(image);
-    if let Err(why) = snapshot(starter, image) {
-        // If it cannot be noted, it cannot be helped.
-        let _ = why.lasts.then(|| fs::write(&note, &why.said));
-        return Err(Regret::NotMade { image: image.clone(), why: why.said });
+    let lock = match beside.lock() {
+        Ok(lock) => lock,
+        Err(NoLock::Held) => return Err(Regret::Busy(image.clone())),
+        Err(NoLock::Unusable(why)) => return Err(not_made(why)),
+    };
+    // Or while the lock was taken; then there is nothing left to do here, whatever comes of it.
+    if beside.stamp() == before {
+        begin(image);
+        if let Err(why) = snapshot(starter, beside.image()) {
+            if why.lasts {
+                beside.note(&why.said);
+            }
+            return Err(not_made(why.said));
+        }
+        beside.forget();
     }
-    let _ = fs::remove_file(&note);
-    // Whoever waits for the lock finds the image.
+    // Whoever waits for the lock finds the image; and an exec would leave the lock's file.
     drop(lock);
     let Err(why) = run(request);
     Err(Regret::Run(why))
 }
 
 /// Makes an image anew that is older than the starter wants. Nobody waits for it: who does not get the
-/// lock, or comes after a try that has failed, runs the image that there is.
+/// lock, or comes after a try that has failed, runs the image that there is. So does, without a word, who
+/// may not write where it lies: it is not theirs to renew.
 ///
 /// # Errors
 ///
@@ -70,18 +81,48 @@ pub(super) fn renew(
     image: &Path,
     begin: impl FnOnce(&Path),
 ) -> Result<(), Regret> {
-    let note = note(image);
-    if starter.snapshot.is_empty() || !is_too_old(starter, image) || given_up(&note, file) {
+    if starter.snapshot.is_empty() || !is_too_old(starter, image) {
         return Ok(());
     }
-    let Some(_lock) = lock(file).filter(|_| is_too_old(starter, image)) else { return Ok(()) };
-    begin(image);
-    if let Err(why) = snapshot(starter, image) {
-        let _ = why.lasts.then(|| fs::write(&note, &why.said));
-        return Err(Regret::NotRenewed { image: image.to_owned(), why: why.said });
+    let not_renewed = |why: String| Regret::NotRenewed { image: image.to_owned(), why };
+    let beside = Beside::find(image).map_err(|fault| not_renewed(fault.to_string()))?;
+    if !beside.is_writable() || given_up(&beside, file) {
+        return Ok(());
     }
-    let _ = fs::remove_file(&note);
+    let _lock = match beside.lock() {
+        Ok(lock) => lock,
+        Err(NoLock::Held) => return Ok(()),
+        Err(NoLock::Unusable(why)) => return Err(not_renewed(why)),
+    };
+    if !is_too_old(starter, image) {
+        return Ok(());
+    }
+    begin(image);
+    if let Err(why) = snapshot(starter, beside.image()) {
+        if why.lasts {
+            beside.note(&why.said);
+        }
+        return Err(not_renewed(why.said));
+    }
+    beside.forget();
     Ok(())
+}
+
+/// Finds the place of an image that is to be made, or says why none can be made there. Directories that
+/// are not there are made.
+fn place(image: &Path) -> Result<Beside, String> {
+    if let Some(folder) = image.parent() {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+    }
+    let beside = Beside::find(image).map_err(|fault| fault.to_string())?;
+    // Else each start would start a snapshot to find this out: no note can be left here.
+    if beside.is_writable() {
+        Ok(beside)
+    } else {
+        let folder = beside.image().parent().unwrap_or(image);
+        Err(format!("{} cannot be written to", folder.display()))
+    }
 }
 
 /// Whether an image that is there is older than the starter wants. An image is never written again, so
@@ -91,11 +132,6 @@ fn is_too_old(starter: &Starter, image: &Path) -> bool {
     let made = fs::metadata(image).and_then(|metadata| metadata.modified());
     // One from the future is new.
     made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > most))
-}
-
-/// The starter is the lock: it is there, every user of it can open it, and nothing is left.
-fn lock(starter: &Path) -> Option<Flock<File>> {
-    Flock::lock(File::open(starter).ok()?, FlockArg::LockExclusiveNonblock).ok()
 }
 
 /// Whether the image can be used when it is made anew: by us, here.
@@ -112,9 +148,10 @@ fn helps(why: &RunError, image: &Path) -> bool {
                 | Fault::Malformed { .. }
         ),
         RunError::Plan { .. }
-        | RunError::Image(ImageError::Stale { why: Stale::Gone(_) | Stale::Changed(_), .. }) => {
-            true
-        }
+        | RunError::Image(ImageError::Stale {
+            why: Stale::Gone(_) | Stale::Changed(_) | Stale::NoFile(_),
+            ..
+        }) => true,
         // Callers with different variables, and machines that share an image, would make it in turns,
         // a container at each of its starts.
         RunError::Image(ImageError::Stale {
@@ -132,19 +169,11 @@ fn made_here(image: &Path) -> bool {
     manifest.is_ok_and(|manifest| here.nodename() == manifest.host.name.as_str())
 }
 
-/// The file that says why an image could not be made.
-fn note(image: &Path) -> PathBuf {
-    let mut name = image.as_os_str().to_owned();
-    name.push(".failed");
-    name.into()
-}
-
 /// Whether it was tried not long ago, with the starter as it is.
-fn given_up(note: &Path, starter: &Path) -> bool {
-    let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
-    let Ok(tried) = modified(note) else { return false };
-    let recent = tried.elapsed().is_ok_and(|age| age < PATIENCE);
-    recent && modified(starter).is_ok_and(|made| made < tried)
+fn given_up(beside: &Beside, starter: &Path) -> bool {
+    let Some(tried) = beside.noted(PATIENCE) else { return false };
+    let made = fs::metadata(starter).and_then(|metadata| metadata.modified());
+    made.is_ok_and(|made| made < tried)
 }
 
 /// Why there is no image.
@@ -162,9 +191,6 @@ impl From<io::Error> for Failure {
 
 /// Has this program make the image: in a process of its own, because this one is to become python.
 fn snapshot(starter: &Starter, image: &Path) -> Result<(), Failure> {
-    if let Some(folder) = image.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
     let folder = if starter.folder.is_dir() { &starter.folder } else { Path::new("/") };
     let done = Command::new("/proc/self/exe")
         .arg("snapshot")

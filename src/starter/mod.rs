@@ -10,6 +10,7 @@
 //! the one that gets the lock: all others start without an image meanwhile, because waiting for the
 //! image takes longer than doing without. What could not be made is not tried again for a day.
 
+mod beside;
 mod file;
 mod making;
 

@@ -45,11 +45,13 @@ pub fn executable_memory() -> Attempt {
     })
 }
 
-/// Files of this directory that can be mapped as code. `None` where no file can be made there.
-#[must_use]
-pub fn maps_executable(file: &std::fs::File) -> bool {
-    // Nothing is done with the mapping: it goes with this process, or a moment before.
-    map_executable(file).is_ok()
+/// Whether a file can be mapped as code: not where its file system is mounted with noexec.
+///
+/// # Errors
+///
+/// The kernel's reason.
+pub fn maps_as_code(file: &std::fs::File) -> std::io::Result<()> {
+    Ok(map_executable(file)?)
 }
 
 fn map_executable(file: impl AsFd) -> nix::Result<()> {
@@ -129,7 +131,7 @@ mod tests {
         assert_eq!(executable_memory(), Attempt::Works);
         assert_eq!(memory_map_fields(), Attempt::Works);
         assert_eq!(movable_vdso(), Attempt::Works);
-        assert!(maps_executable(&std::fs::File::open("/proc/self/exe").unwrap()));
+        maps_as_code(&std::fs::File::open("/proc/self/exe").unwrap()).unwrap();
         // The vDSO that was moved was the child's.
         assert!(std::time::Instant::now().elapsed().as_secs() < 60);
     }

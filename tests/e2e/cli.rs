@@ -4,6 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
+use crate::faults::alter;
 use crate::support::image::arguments;
 use crate::support::{
     Context, Recipe, Who, as_root, everywhere, for_everyone, for_makers, once, shared,
@@ -89,6 +90,32 @@ fn inspect_tells_what_an_image_holds() {
         for module in ["numpy", "scipy", "sklearn"] {
             assert!(all.contains(module), "{module} is not in {all}");
         }
+    });
+}
+
+#[test]
+fn names_in_an_image_do_not_speak_for_us() {
+    once(|it| {
+        let image = alter(it, |check| {
+            let length = check.files[0].path.as_os_str().len();
+            let mut name = "/\x1b[31m\nhint: run\x07".to_owned();
+            name.extend(std::iter::repeat_n('x', length.checked_sub(name.len()).unwrap()));
+            check.files[0].path = name.into();
+        });
+        let outcome = it.program(["run"]).args([&image]).args(["-c", ""]).run();
+        outcome.is_refused(&["/?[31m?hint: run?", "is gone"]);
+        let told = outcome.errors();
+        assert!(!told.chars().any(|one| one.is_control() && one != '\n'), "{told:?}");
+        assert_eq!(told.lines().filter(|line| line.contains("hint: run")).count(), 1, "{told}");
+        assert_eq!(told.lines().filter(|line| line.starts_with("hint: ")).count(), 1, "{told}");
+        let outcome = it.program(["run", "--fallback"]).args([&image]).args(["-c", ""]).run();
+        let told = outcome.succeeds().errors();
+        assert!(told.lines().count() == 1 && !told.contains('\x1b'), "{told:?}");
+        // What Python says is Python's.
+        it.file("colours.py", "raise ValueError('\x1b[31mred\x1b[m')");
+        let outcome =
+            it.snapshot(arguments(it.seat, Recipe::Nothing)).args(["--exec", "colours.py"]).run();
+        outcome.is_refused(&["ValueError: \x1b[31mred\x1b[m"]);
     });
 }
 

@@ -1,10 +1,11 @@
 //! Bad input: each ends with 125, says what and why and what to do, and leaves nothing.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use nix::sys::stat::Mode;
 use nix::unistd::{Uid, chown, mkfifo};
 use preloaded_criu::image::{Check, FORMAT_VERSION, Image, SectionKind};
 use xxhash_rust::xxh3::xxh3_64;
@@ -288,6 +289,16 @@ fn changed_modules() {
             }
             fs::remove_file(file).unwrap();
             run("quick").is_refused(&[file.to_str().unwrap(), "gone"]);
+            // Nobody waits for somebody who writes to a pipe, or reads what has no end.
+            mkfifo(file, Mode::S_IRWXU).unwrap();
+            it.own(file);
+            for check in ["quick", "full"] {
+                run(check).is_refused(&[file.to_str().unwrap(), "no file any more"]);
+            }
+            fs::remove_file(file).unwrap();
+            symlink("/dev/zero", file).unwrap();
+            run("full").is_refused(&[file.to_str().unwrap(), "no file any more"]);
+            fs::remove_file(file).unwrap();
             assert_eq!(run("off").succeeds().text(), "1\n");
             fs::write(file, before).unwrap();
             run("quick").succeeds();
@@ -515,6 +526,29 @@ fn directories_for_temporary_files() {
                 .run();
             assert_eq!(outcome.succeeds().text(), "ran\n");
         }
+    });
+}
+
+#[test]
+fn an_image_where_nothing_may_be_executed() {
+    as_root(|it| {
+        let image = it.image(Recipe::Plain);
+        let place = it.work().join("place");
+        fs::create_dir(&place).unwrap();
+        let script = format!(
+            "mount -t tmpfs -o noexec none {0} && cp {1} {0}/x.img && exec \"$@\"",
+            place.display(),
+            image.display()
+        );
+        let run = |options: &[&str]| {
+            let run = it.program(["run"]).args(options).args([place.join("x.img")]);
+            let run = run.args(["-c", "import sys; print('ran', 'ctypes' in sys.modules)"]);
+            run.through(["unshare", "--mount", "sh", "-c", &script, "sh"]).run()
+        };
+        run(&[]).is_refused(&["x.img", "noexec", "--eager"]);
+        let eager = run(&["--eager"]).succeeds();
+        assert_eq!((eager.text().as_str(), eager.errors().as_str()), ("ran True\n", ""));
+        assert_eq!(run(&["--fallback"]).succeeds().text(), "ran False\n");
     });
 }
 

@@ -1,13 +1,20 @@
 //! Starters: executed as python is, they run an image, make it, and do without.
 
-use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::geteuid;
 
 use crate::faults::alter;
 use crate::support::{
-    Context, Outcome, Recipe, as_root, for_everyone, for_makers, once, shared, with_every_python,
+    Context, Outcome, Recipe, Who, as_root, for_everyone, for_makers, once, shared,
+    with_every_python,
 };
+
+const STRANGER: u32 = 12345;
 
 /// Prints whether this interpreter comes from an image: nobody has imported the module in a new one.
 const ORIGIN: &str = "import sys; print('thawed' if 'ctypes' in sys.modules else 'new')";
@@ -300,5 +307,177 @@ fn starters_that_make_no_sense() {
         it.file("foreign", "#!/bin/sh\n");
         it.program(["start", "foreign"]).run().is_refused(&["foreign"]);
         it.program(["start", "absent"]).run().is_refused(&["absent"]);
+    });
+}
+
+/// A directory with that mode: a stranger's, where that can be had.
+fn of_a_stranger(it: &Context, name: &str, mode: u32) -> PathBuf {
+    let folder = it.home().join(name);
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+    if geteuid().is_root() {
+        lchown(&folder, Some(STRANGER), None).unwrap();
+    }
+    folder
+}
+
+/// A link that a stranger has planted.
+fn plant(target: &Path, link: &Path) {
+    symlink(target, link).unwrap();
+    if geteuid().is_root() {
+        lchown(link, Some(STRANGER), None).unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_written_through_links_that_others_have_planted() {
+    for_makers(|it| {
+        let precious = it.file("precious.txt", "precious");
+        it.file("broken.py", "1/0");
+        for mode in [0o755, 0o775, 0o777, 0o1777] {
+            let folder = of_a_stranger(it, &format!("{mode:o}"), mode);
+            let image = folder.join("shared.img");
+            for name in ["shared.img.failed", "shared.img.lock"] {
+                plant(&precious, &folder.join(name));
+                for exec in [&["--exec", "broken.py"][..], &[]] {
+                    let own = [&["--import", "ctypes"], exec, &[image.to_str().unwrap()]].concat();
+                    let path = starter(it, &own);
+                    let outcome = use_it(it, &path).succeeds();
+                    assert!(outcome.errors().lines().count() <= 1, "{outcome:?}");
+                    assert_eq!(fs::read_to_string(&precious).unwrap(), "precious", "{mode:o}");
+                    let _ = fs::remove_file(&image);
+                }
+                let _ = fs::remove_file(folder.join(name));
+            }
+        }
+        // Nor is an empty file of one's own replaced that a stranger's link leads to.
+        if geteuid().is_root() {
+            let folder = of_a_stranger(it, "links", 0o755);
+            let empty = it.file("empty", "");
+            plant(&empty, &folder.join("shared.img"));
+            fs::set_permissions(&empty, fs::Permissions::from_mode(0o600)).unwrap();
+            let image = folder.join("shared.img");
+            let path = starter(it, &["--import", "ctypes", image.to_str().unwrap()]);
+            is_new(use_it(it, &path), "link");
+            assert_eq!(fs::metadata(&empty).unwrap().len(), 0);
+            // The image of one who has a directory that everyone may rename in would be refused.
+            let open = of_a_stranger(it, "open", 0o777).join("shared.img");
+            let path = starter(it, &["--import", "ctypes", open.to_str().unwrap()]);
+            is_new(use_it(it, &path), "everyone may rename");
+            assert!(!open.exists());
+        }
+    });
+}
+
+#[test]
+fn notes_of_others_do_not_stop_an_image_from_being_made() {
+    if !geteuid().is_root() {
+        return;
+    }
+    for_makers(|it| {
+        let image = it.home().join("own.img");
+        let note = it.home().join("own.img.failed");
+        let path = starter(it, &["--import", "ctypes", image.to_str().unwrap()]);
+        fs::write(&note, "never").unwrap();
+        lchown(&note, Some(STRANGER), None).unwrap();
+        is_thawed(use_it(it, &path));
+        fs::remove_file(&image).unwrap();
+        fs::write(it.home().join("other"), "").unwrap();
+        it.own(&it.home().join("other"));
+        plant(&it.home().join("other"), &note);
+        is_thawed(use_it(it, &path));
+        let mut names: Vec<_> =
+            fs::read_dir(it.home()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["other", "own.img", "python-x"]);
+    });
+}
+
+#[test]
+fn whoever_can_read_a_starter_does_not_stop_it() {
+    for_makers(|it| {
+        let image = it.home().join("own.img");
+        let path = starter(it, &["--max-age", "2h", "--import", "ctypes", image.to_str().unwrap()]);
+        let flock = |kind| Flock::lock(File::open(&path).unwrap(), kind).unwrap();
+        let held = flock(FlockArg::LockExclusive);
+        is_thawed(use_it(it, &path));
+        drop(held);
+        let first = fs::metadata(&image).unwrap().ino();
+        let grow_old = || {
+            let time = SystemTime::now() - Duration::from_secs(3 * 3600);
+            File::options().write(true).open(&image).unwrap().set_modified(time).unwrap();
+        };
+        grow_old();
+        let held = flock(FlockArg::LockShared);
+        is_thawed(use_it(it, &path));
+        drop(held);
+        let second = fs::metadata(&image).unwrap().ino();
+        assert_ne!(first, second, "it was made anew");
+        // A lock that others could hold is none, and that is said; the image is used all the same.
+        grow_old();
+        let lock = it.home().join("own.img.lock");
+        fs::write(&lock, "").unwrap();
+        it.own(&lock);
+        fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
+        let outcome = use_it(it, &path).succeeds();
+        assert_eq!(outcome.text(), "thawed\n");
+        let told = outcome.errors();
+        assert!(told.contains("own.img.lock") && told.lines().count() == 1, "{told}");
+        assert_eq!(fs::metadata(&image).unwrap().ino(), second);
+        // What a start that was killed has left is in nobody's way, and taken away.
+        fs::set_permissions(&lock, fs::Permissions::from_mode(0o600)).unwrap();
+        is_thawed(use_it(it, &path));
+        assert_ne!(fs::metadata(&image).unwrap().ino(), second);
+        assert!(!lock.exists());
+    });
+}
+
+#[test]
+fn an_image_that_one_cannot_write_is_not_renewed_each_time() {
+    for_everyone(|it| {
+        if it.seat.who == Who::Root || it.seat.who.maker() != it.seat.who {
+            return;
+        }
+        let log = it.home().join("log");
+        it.file("noted.py", format!("open({log:?}, 'a').write('x')"));
+        let folder = it.home().join("images");
+        fs::create_dir(&folder).unwrap();
+        it.own(&folder);
+        let image = folder.join("own.img");
+        let options = ["--max-age", "2h", "--import", "ctypes", "--exec", "noted.py"];
+        let path = starter(it, &[&options[..], &[image.to_str().unwrap()]].concat());
+        is_thawed(use_it(it, &path));
+        let time = SystemTime::now() - Duration::from_secs(3 * 3600);
+        File::options().write(true).open(&image).unwrap().set_modified(time).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o555)).unwrap();
+        for _ in 0..2 {
+            is_thawed(use_it(it, &path));
+        }
+        assert_eq!(fs::read_to_string(&log).unwrap(), "x");
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::remove_file(&image).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o555)).unwrap();
+        is_new(use_it(it, &path), "cannot be written to");
+        assert_eq!(fs::read_to_string(&log).unwrap(), "x");
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    });
+}
+
+#[test]
+fn an_image_behind_a_link_of_ones_own() {
+    for_makers(|it| {
+        let (link, image) = (it.home().join("link.img"), it.home().join("real.img"));
+        symlink("real.img", &link).unwrap();
+        if geteuid().is_root() {
+            lchown(&link, Some(it.seat.who.uid().as_raw()), None).unwrap();
+        }
+        let path = starter(it, &["--max-age", "2h", "--import", "ctypes", link.to_str().unwrap()]);
+        is_thawed(use_it(it, &path));
+        let first = fs::metadata(&image).unwrap().ino();
+        let time = SystemTime::now() - Duration::from_secs(3 * 3600);
+        File::options().write(true).open(&image).unwrap().set_modified(time).unwrap();
+        is_thawed(use_it(it, &path));
+        assert_ne!(fs::metadata(&image).unwrap().ino(), first);
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new("real.img"));
     });
 }

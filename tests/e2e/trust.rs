@@ -359,6 +359,47 @@ fn an_image_is_made_anew_as_it_was_made() {
     });
 }
 
+#[test]
+fn an_image_behind_a_link_is_made_anew_where_it_lies() {
+    for_makers(|it| {
+        let python = it.seat.python.path.clone();
+        let snapshot = |options: &[&str]| {
+            it.snapshot(["--import", "json", "--python"]).args([&python]).args(options).run()
+        };
+        snapshot(&["-o", "real.img"]).succeeds();
+        let (image, link) = (it.work().join("real.img"), it.work().join("link.img"));
+        symlink("real.img", &link).unwrap();
+        let own = |uid: u32| {
+            if nix::unistd::geteuid().is_root() {
+                std::os::unix::fs::lchown(&link, Some(uid), None).unwrap();
+            }
+        };
+        own(it.seat.who.uid().as_raw());
+        let seed = || {
+            let code = "import json; print(hash('text'), id(json))";
+            it.program(["run"]).args([&image]).args(["-c", code]).run().succeeds().text()
+        };
+        let refresh = || it.program(["snapshot", "--refresh"]).args([&link]).run();
+        let mut before = seed();
+        let mut is_renewed = || {
+            assert_eq!(fs::read_link(&link).unwrap(), Path::new("real.img"));
+            let now = seed();
+            assert_ne!(std::mem::replace(&mut before, now.clone()), now);
+        };
+        refresh().succeeds();
+        is_renewed();
+        snapshot(&["--force", "-o", "link.img"]).succeeds();
+        is_renewed();
+        snapshot(&["-o", "link.img"]).is_refused(&["--force"]);
+        // Somebody else's link would choose what is replaced.
+        if it.seat.who.uid().is_root() || nix::unistd::geteuid().is_root() {
+            own(STRANGER);
+            refresh().is_refused(&["link.img", "somebody else's"]);
+            snapshot(&["--force", "-o", "link.img"]).is_refused(&["somebody else's"]);
+        }
+    });
+}
+
 fn grow_old(image: &Path, seconds: u64) {
     let time = SystemTime::now() - Duration::from_secs(seconds);
     fs::File::options().write(true).open(image).unwrap().set_modified(time).unwrap();
