@@ -526,11 +526,21 @@ fn directories_for_temporary_files() {
 #[test]
 fn the_next_directory_for_temporary_files() {
     as_root(|it| {
+        // The tests themselves may be in what is hidden.
+        let root = it.work().ancestors().nth(2).unwrap().to_owned();
+        let around_tests = |options: &str| {
+            let script = format!(
+                "exec 9<{0}; mount -t tmpfs -o {options} none /tmp && mkdir -p {0} && \
+                 mount --no-canonicalize --bind /proc/self/fd/9 {0} && exec \"$@\" 9<&-",
+                root.display()
+            );
+            ["unshare", "--mount", "sh", "-c", &script, "sh"].map(str::to_owned).to_vec()
+        };
         let snapshot = |options: &str| {
             it.snapshot(arguments(it.seat, Recipe::Nothing))
                 .args(["--import", "json", "--force", "-o"])
                 .args([it.work().join("snap.img")])
-                .through(mounted(options, Path::new("/tmp")))
+                .through(around_tests(options))
                 .through(mounted("mode=1777", Path::new("/var/tmp")))
                 .through(["env", "-u", "TMPDIR"])
                 .run()
