@@ -122,7 +122,7 @@ fn is_secret_value(value: &str) -> bool {
     };
     BEGINNINGS.iter().any(|beginning| lower.starts_with(beginning))
         || value.contains("-----BEGIN")
-        || SETTINGS.iter().any(|setting| sets(&setting))
+        || SETTINGS.iter().any(sets)
         || is_token(value)
         || value.split("://").skip(1).any(has_password)
 }
