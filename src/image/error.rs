@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::sys::Explain;
+use crate::sys::way::Blocked;
 
 use super::check::Stale;
 use super::format::SectionKind;
@@ -183,6 +184,19 @@ pub enum WriteFault {
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::NotFound { Self::Missing } else { Self::Io(error) }
+    }
+}
+
+impl From<Blocked> for Fault {
+    fn from(blocked: Blocked) -> Self {
+        match blocked {
+            Blocked::Io(error) => error.into(),
+            Blocked::NotAFile(kind) => Self::NotAFile(kind),
+            Blocked::OpenDirectory { directory } => Self::OpenDirectory { directory },
+            Blocked::ForeignDirectory { owner, .. } => Self::ForeignOwner { owner },
+            Blocked::ForeignLink { link } => Self::ForeignLink { link },
+            Blocked::LinkInOpenDirectory { link } => Self::LinkInOpenDirectory { link },
+        }
     }
 }
 

@@ -38,7 +38,6 @@ pub use machine::{Cpu, Machine};
 pub use manifest::{Again, Host, Manifest, Memory, MemoryKind, Module, Python, Recipe};
 pub use pages::{PageRun, decode as decode_pages};
 pub use reader::Image;
-pub use trust::Place;
 pub use variables::Variables;
 pub use writer::{Contents, MEMORY_OFFSET, Writer};
 

@@ -19,7 +19,8 @@ use super::error::{ImageError, WriteFault};
 use super::format::{Header, PAGE, PAGE_BYTES, Section, SectionKind};
 use super::manifest::Manifest;
 use super::pages::{self, PageRun};
-use super::trust::{Place, not_a_file};
+use super::trust::not_a_file;
+use crate::sys::way::Place;
 
 /// Where the memory of every image begins.
 pub const MEMORY_OFFSET: u64 = PAGE;
@@ -88,7 +89,7 @@ impl Writer {
         }
         let metadata = fs::symlink_metadata(path);
         if force && metadata.is_ok_and(|metadata| metadata.is_symlink()) {
-            let place = Place::find(path).map_err(WriteFault::Link)?;
+            let place = Place::find(path).map_err(|why| WriteFault::Link(why.into()))?;
             return Self::begin_file(&place.path, force);
         }
         Self::begin_file(path, force)

@@ -103,8 +103,9 @@ pub fn holes(process: &Process, most: usize) -> Vec<Range<u64>> {
     let mut holes = Vec::new();
     let mut from = LOWEST;
     for vma in &process.vmas {
-        if vma.range.start > from {
-            holes.push(from..vma.range.start.min(HIGHEST));
+        let end = vma.range.start.min(HIGHEST);
+        if end > from {
+            holes.push(from..end);
         }
         from = from.max(vma.range.end);
     }

@@ -1,12 +1,11 @@
 //! A run by CRIU itself: the script is a child of ours, restored by `criu swrk`, and we stay with it.
 
 use std::ffi::{CString, OsString};
-use std::fs::{self, DirBuilder, File};
-use std::hash::{BuildHasher, RandomState};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -28,8 +27,10 @@ use crate::sys::caller::{
 use crate::sys::inherited::environment;
 use crate::sys::keeper::{Isolation, Keeper, KeeperError};
 use crate::sys::numbers::Numbers;
+use crate::sys::private::{Private, make_first};
 use crate::sys::spawn::Orphans;
 use crate::sys::supervise::{Held, end_alike, hand_down, supervise};
+use crate::sys::way::Blocked;
 use crate::sys::witness::Witness;
 
 /// The descriptor that a frozen process waits at (`snapshot::target::ORDERS`).
@@ -55,6 +56,9 @@ pub enum ThroughCriuError {
         #[source]
         source: io::Error,
     },
+    /// CRIU's files have no place where only this user and root could change them.
+    #[error("cannot make a private directory in /dev/shm")]
+    NoPlace(#[source] Blocked),
     /// The caller may not restore processes.
     #[error("a restore by CRIU needs root or CAP_CHECKPOINT_RESTORE")]
     NotAllowed,
@@ -95,6 +99,12 @@ impl Explain for ThroughCriuError {
                  descriptors and memory"
                     .into()
             }
+            Self::NoPlace(Blocked::Io(_)) => {
+                "see that /dev/shm is there and has room, or set TMPDIR to a directory that can be written to".into()
+            }
+            Self::NoPlace(_) => "set TMPDIR to a directory of your own, with none above it that others may \
+                                 rename in: `mkdir -m 700 ~/tmp`"
+                .into(),
             Self::NotAllowed => "run it as root or with CAP_CHECKPOINT_RESTORE (in a container: \
                                  --cap-add CHECKPOINT_RESTORE), or leave --engine criu out: the \
                                  native engine needs neither"
@@ -204,8 +214,9 @@ fn restore(
     let eager = launch.options & restore_plan::OPTION_EAGER != 0;
     let places = places();
     // Removes the directory also where we are killed, so it knows of it before it is there.
-    let keeper = Keeper::start(Isolation::Host, &places)?;
-    let directory = make_first(&places).map_err(system("make a private directory in /dev/shm"))?;
+    let paths: Vec<PathBuf> = places.iter().map(Private::path).collect();
+    let keeper = Keeper::start(Isolation::Host, &paths)?;
+    let directory = make_first(&places).map_err(ThroughCriuError::NoPlace)?;
     let old = criu::restore::numbers(archive)?;
     let held = Numbers::take(old.len()).map_err(system("start a process"))?;
     let new: Vec<u32> = held.iter().collect();
@@ -281,27 +292,14 @@ fn restore(
     Ok(Restored::Script(Pid::from_raw(restored?), orders))
 }
 
-/// Where a directory may be made, in memory first, under a name that nobody can guess.
-fn places() -> Vec<PathBuf> {
+/// Where a directory may be made, in memory first.
+fn places() -> Vec<Private> {
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let own = own.into_iter().filter(|path| path.is_absolute());
-    let name = format!("preloaded-criu-{:016x}", RandomState::new().hash_one(std::process::id()));
     let in_memory =
         |place: &PathBuf| statfs(place).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC);
     let all = own.chain(PLACES.map(PathBuf::from)).filter(in_memory);
-    all.chain([std::env::temp_dir()]).map(|place| place.join(&name)).collect()
-}
-
-/// Makes the first that can be made, for this user alone.
-fn make_first(places: &[PathBuf]) -> io::Result<PathBuf> {
-    let mut last = io::Error::from(Errno::ENOENT);
-    for place in places {
-        match DirBuilder::new().mode(0o700).create(place) {
-            Ok(()) => return Ok(place.clone()),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+    all.chain([std::env::temp_dir()]).map(Private::new).collect()
 }
 
 fn strings(arguments: &[OsString]) -> Result<Vec<CString>, ThroughCriuError> {

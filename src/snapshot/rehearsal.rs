@@ -22,6 +22,7 @@ use crate::image::Section;
 use crate::native::exec::{Launch, exec};
 use crate::native::view::PlanView;
 use crate::sys::observe::at_its_end;
+use crate::sys::private::write_new;
 use crate::sys::procfs::ProcessDirectory;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -46,7 +47,7 @@ fn watch(
 ) -> io::Result<Option<Vec<Range<u64>>>> {
     // Its directory is searched for modules, and has none; whatever becomes of us, it is removed.
     let script = frozen.directory.join("script.py");
-    File::create_new(&script)?;
+    write_new(&script, b"")?;
     let name = frozen.arguments.first().cloned();
     let launch = Launch {
         image: OwnedFd::from(image.try_clone()?),

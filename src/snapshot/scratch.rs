@@ -1,8 +1,7 @@
 //! The places for temporary files: the resident, which is mapped as code, and CRIU's files, which
 //! are as large as the memory of the process.
 
-use std::fs::{self, DirBuilder};
-use std::hash::{BuildHasher, RandomState};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
@@ -11,6 +10,8 @@ use std::path::{Path, PathBuf};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use crate::sys::Explain;
+use crate::sys::private::{Private, write_new};
+use crate::sys::way::Blocked;
 
 /// The resident's file name.
 const RESIDENT: &str = "resident.so";
@@ -32,6 +33,15 @@ pub enum ScratchError {
         /// The kernel's reason.
         #[source]
         source: io::Error,
+    },
+    /// Others could put their own files in the place of ours.
+    #[error("temporary files in {} are not safe from others", directory.display())]
+    Unsafe {
+        /// The directory.
+        directory: PathBuf,
+        /// Who could, and where.
+        #[source]
+        source: Blocked,
     },
     /// What lies there cannot be mapped as code.
     #[error("temporary files in {} cannot be mapped as code: it is mounted noexec", .0.display())]
@@ -59,6 +69,10 @@ impl Explain for ScratchError {
     fn hint(&self) -> String {
         match self {
             Self::Write { .. } => "set TMPDIR to a directory that can be written to",
+            Self::Unsafe { .. } => {
+                "set TMPDIR to a directory of your own, with none above it that others may rename in: \
+                 `mkdir -m 700 ~/tmp`"
+            }
             Self::NoExec(_) => "set TMPDIR to a directory on a file system that allows execution",
             Self::Name(_) => "set TMPDIR to a directory with a plain name",
             Self::Full { .. } => "set TMPDIR to a directory with more room",
@@ -67,13 +81,10 @@ impl Explain for ScratchError {
     }
 }
 
-/// The directories that this snapshot uses, or might: one private directory, by the same name that
-/// nobody can guess, in each place that will do. They go when this goes.
+/// The directories that this snapshot uses, or might: a private one in each place that will do. They go
+/// when this goes.
 #[derive(Debug)]
-pub(super) struct Scratch {
-    places: Vec<PathBuf>,
-    name: String,
-}
+pub(super) struct Scratch(Vec<Private>);
 
 impl Scratch {
     /// With `TMPDIR` set, that is the place, and no other: the user knows why. Else the usual ones,
@@ -93,40 +104,41 @@ impl Scratch {
 
     fn among(places: Vec<PathBuf>) -> Self {
         let places = places.into_iter().map(|place| std::path::absolute(&place).unwrap_or(place));
-        let random = RandomState::new().hash_one(std::process::id());
-        Self { places: places.collect(), name: format!("preloaded-criu-{random:016x}") }
+        Self(places.map(Private::new).collect())
     }
 
     /// All directories that there will be.
     pub(super) fn directories(&self) -> Vec<PathBuf> {
-        self.places.iter().map(|place| place.join(&self.name)).collect()
+        self.0.iter().map(Private::path).collect()
     }
 
     /// Writes the resident where it can be preloaded from.
     pub(super) fn resident(&self, content: &[u8]) -> Result<PathBuf, ScratchError> {
-        self.first(|place| {
+        self.first(|private| {
+            let place = private.place();
             let name = place.as_os_str().as_bytes();
             if name.iter().any(|byte| matches!(byte, b':' | b' ' | b'\t' | b'\n')) {
                 return Err(ScratchError::Name(place.to_owned()));
             }
-            let directory = self.make(place)?;
+            let directory = make(private)?;
             let write = |source| ScratchError::Write { directory: place.to_owned(), source };
             let system = statvfs(&directory).map_err(|errno| write(errno.into()))?;
             if system.flags().contains(FsFlags::ST_NOEXEC) {
                 return Err(ScratchError::NoExec(place.to_owned()));
             }
             let path = directory.join(RESIDENT);
-            fs::write(&path, content).map_err(write)?;
+            write_new(&path, content).map_err(write)?;
             Ok(path)
         })
     }
 
     /// Writes code that python is to run.
     pub(super) fn script(&self, content: &str) -> Result<PathBuf, ScratchError> {
-        self.first(|place| {
-            let path = self.make(place)?.join(SCRIPT);
+        self.first(|private| {
+            let place = private.place();
+            let path = make(private)?.join(SCRIPT);
             let write = |source| ScratchError::Write { directory: place.to_owned(), source };
-            fs::write(&path, content).map_err(write)?;
+            write_new(&path, content.as_bytes()).map_err(write)?;
             Ok(path)
         })
     }
@@ -134,8 +146,9 @@ impl Scratch {
     /// Makes the directory for CRIU's files, where so much memory has room.
     pub(super) fn dump(&self, memory: u64) -> Result<PathBuf, ScratchError> {
         let needed = memory + BESIDES;
-        self.first(|place| {
-            let directory = self.make(place)?;
+        self.first(|private| {
+            let place = private.place();
+            let directory = make(private)?;
             let write = |source| ScratchError::Write { directory: place.to_owned(), source };
             let system = statvfs(&directory).map_err(|errno| write(errno.into()))?;
             let free = system.blocks_available().saturating_mul(system.fragment_size());
@@ -152,11 +165,11 @@ impl Scratch {
     /// The first place that will do; what is wrong with the first one where none does.
     fn first(
         &self,
-        mut attempt: impl FnMut(&Path) -> Result<PathBuf, ScratchError>,
+        mut attempt: impl FnMut(&Private) -> Result<PathBuf, ScratchError>,
     ) -> Result<PathBuf, ScratchError> {
         let mut wrong = None;
-        for place in &self.places {
-            match attempt(place) {
+        for private in &self.0 {
+            match attempt(private) {
                 Ok(path) => return Ok(path),
                 Err(error) => wrong = wrong.or(Some(error)),
             }
@@ -166,31 +179,21 @@ impl Scratch {
             source: io::ErrorKind::NotFound.into(),
         }))
     }
-
-    fn make(&self, place: &Path) -> Result<PathBuf, ScratchError> {
-        let directory = place.join(&self.name);
-        match DirBuilder::new().mode(0o700).create(&directory) {
-            // Ours: nobody else knows the name.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(directory),
-            Err(source) => Err(ScratchError::Write { directory: place.to_owned(), source }),
-            Ok(()) => Ok(directory),
-        }
-    }
 }
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        for directory in self.directories() {
-            // Most were never made, and the keeper has removed the others, unless there was none.
-            let _ = fs::remove_dir_all(directory);
-        }
-    }
+fn make(private: &Private) -> Result<PathBuf, ScratchError> {
+    let directory = private.place().to_owned();
+    private.make().map_err(|blocked| match blocked {
+        Blocked::Io(source) => ScratchError::Write { directory, source },
+        source => ScratchError::Unsafe { directory, source },
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::MetadataExt;
+    use std::fs::Permissions;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::path::PathBuf;
 
     use super::{Scratch, ScratchError};
@@ -220,5 +223,43 @@ mod tests {
         assert!(matches!(error, ScratchError::Name(_)), "{error:?}");
         let error = Scratch::among(vec![plain]).dump(1 << 60).expect_err("so much is nowhere");
         assert!(matches!(error, ScratchError::Full { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn no_name_tells_another_and_no_file_is_anybody_elses_to_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let places = ["one", "two"].map(|name| folder.path().join(name));
+        for place in &places {
+            fs::create_dir(place).expect("a folder");
+        }
+        let scratch = Scratch::among(places.to_vec());
+        let names = scratch.directories();
+        assert_ne!(names[0].file_name(), names[1].file_name());
+        let resident = scratch.resident(b"code").expect("the first place will do");
+        let script = scratch.script("pass").expect("the directory is ours");
+        for file in [&resident, &script] {
+            assert_eq!(fs::metadata(file).expect("it is there").mode() & 0o777, 0o600);
+        }
+        // Somebody who has seen where the second would be.
+        fs::create_dir(&names[1]).expect("the name is free");
+        let second = Scratch(vec![scratch.0.into_iter().nth(1).expect("there are two")]);
+        let error = second.dump(1).expect_err("it is not ours");
+        assert!(matches!(error, ScratchError::Write { .. }), "{error:?}");
+        drop(second);
+        assert!(names[1].exists(), "nor is it removed");
+    }
+
+    #[test]
+    fn a_place_where_others_rename_is_passed_over() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [open, closed] = ["open", "closed"].map(|name| folder.path().join(name));
+        for place in [&open, &closed] {
+            fs::create_dir(place).expect("a folder");
+        }
+        fs::set_permissions(&open, Permissions::from_mode(0o777)).expect("it is ours");
+        let scratch = Scratch::among(vec![open.clone(), closed.clone()]);
+        assert!(scratch.resident(b"").expect("the second will do").starts_with(closed));
+        let error = Scratch::among(vec![open]).resident(b"").expect_err("there is no other");
+        assert!(matches!(error, ScratchError::Unsafe { .. }), "{error:?}");
     }
 }

@@ -19,7 +19,8 @@ use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, geteuid, unlinkat};
 
-use crate::image::{Fault, Place};
+use crate::image::Fault;
+use crate::sys::way::Place;
 
 /// How often a lock is tried anew that its holder has taken away in the moment between.
 const ATTEMPTS: usize = 5;

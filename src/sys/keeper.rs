@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use super::namespaces::{self, Refused, Step};
 use super::procfs::ProcessDirectory;
 use super::spawn::{self, Spawn};
-use super::{Explain, PROCESS_LIMITS, own};
+use super::{Explain, PROCESS_LIMITS, own, private};
 
 /// Where the programs are started.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -134,7 +134,8 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts it. `sweep` are the directories to be removed at the end; they need not exist yet.
+    /// Starts it. `sweep` are the private directories ([`private`]) to be removed at the end; they need
+    /// not exist yet, and are left alone where they are somebody else's.
     ///
     /// # Errors
     ///
@@ -331,8 +332,8 @@ fn keep(control: OwnedFd, isolation: Isolation, sweep: &[PathBuf]) -> ! {
             Isolation::UserNamespace => watch(&control),
         }
         for directory in sweep {
-            // Most of them were never made, and nobody is left to be told.
-            let _ = std::fs::remove_dir_all(directory);
+            // Most of them were never made.
+            private::remove(directory);
         }
     }
     spawn::leave()

@@ -15,12 +15,14 @@ pub mod lookup;
 mod namespaces;
 pub mod numbers;
 pub mod observe;
+pub mod private;
 pub mod probe;
 pub mod procfs;
 pub mod spawn;
 mod startup;
 pub mod supervise;
 mod vdso;
+pub mod way;
 pub mod witness;
 
 pub use explain::{Explain, PROCESS_LIMITS};

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +43,8 @@ pub enum Privileges {
     /// `Ordinary`, and any process of the same user may trace it, whatever Yama says
     /// (Documentation/admin-guide/LSM/Yama.rst of the kernel).
     Traceable,
-    /// Those of the caller that CRIU can make use of, also for a user that is not root.
+    /// Those of the caller that CRIU can make use of, also for a user that is not root. Its files are
+    /// this user's alone.
     Checkpoint,
 }
 
@@ -86,6 +88,10 @@ impl Spawn {
 fn settle(command: &mut Command, moves: Vec<(OwnedFd, RawFd)>, privileges: Privileges) {
     let settle = move || {
         default_signals()?;
+        if privileges == Privileges::Checkpoint {
+            // What CRIU writes is the memory of a process.
+            umask(Mode::S_IRWXG | Mode::S_IRWXO);
+        }
         capabilities::reduce(privileges)?;
         for (descriptor, number) in &moves {
             // SAFETY: both are numbers; what `number` stood for is the child's copy of something that

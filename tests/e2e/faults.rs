@@ -499,7 +499,12 @@ fn directories_for_temporary_files() {
                 .through(mounted(options, &place))
                 .run()
         };
-        snapshot("mode=777").succeeds();
+        snapshot("mode=700").succeeds();
+        snapshot("mode=1777").succeeds();
+        // Others could rename what is ours there.
+        snapshot("mode=777").is_refused(&["place", "everyone", "TMPDIR"]);
+        snapshot("mode=1777,uid=12345").is_refused(&["place", "12345", "TMPDIR"]);
+        snapshot("mode=700,uid=12345").is_refused(&["place", "12345", "TMPDIR"]);
         // CRIU's files do not fit.
         snapshot("size=100k").is_refused(&["place"]);
         snapshot("ro").is_refused(&["place"]);
@@ -549,6 +554,76 @@ fn an_image_where_nothing_may_be_executed() {
         let eager = run(&["--eager"]).succeeds();
         assert_eq!((eager.text().as_str(), eager.errors().as_str()), ("ran True\n", ""));
         assert_eq!(run(&["--fallback"]).succeeds().text(), "ran False\n");
+    });
+}
+
+#[test]
+fn the_next_directory_for_temporary_files() {
+    as_root(|it| {
+        // The tests themselves may be in what is hidden.
+        let root = it.work().ancestors().nth(2).unwrap().to_owned();
+        let around_tests = |options: &str| {
+            let script = format!(
+                "exec 9<{0}; mount -t tmpfs -o {options} none /tmp && mkdir -p {0} && \
+                 mount --no-canonicalize --bind /proc/self/fd/9 {0} && exec \"$@\" 9<&-",
+                root.display()
+            );
+            ["unshare", "--mount", "sh", "-c", &script, "sh"].map(str::to_owned).to_vec()
+        };
+        let snapshot = |options: &str| {
+            it.snapshot(arguments(it.seat, Recipe::Nothing))
+                .args(["--import", "json", "--force", "-o"])
+                .args([it.work().join("snap.img")])
+                .through(around_tests(options))
+                .through(mounted("mode=1777", Path::new("/var/tmp")))
+                .through(["env", "-u", "TMPDIR"])
+                .run()
+        };
+        // The resident has no place, CRIU's files have none, and nothing of ours is safe.
+        for options in ["mode=1777,noexec", "mode=1777,size=1m", "mode=777", "mode=1777,uid=12345"]
+        {
+            snapshot(options).succeeds();
+        }
+    });
+}
+
+/// Notes the modes of our temporary files, and which of them there are, as long as its process runs.
+const WATCHER: &str = r"
+import os, stat, sys, time
+seen = set()
+until = time.monotonic() + 30
+while not os.path.exists('stop') and time.monotonic() < until:
+    for place, folders, files in os.walk(os.environ['TMPDIR']):
+        for name in folders + files:
+            try:
+                mode = os.lstat(os.path.join(place, name)).st_mode
+            except FileNotFoundError:
+                continue
+            kind = 'directory' if stat.S_ISDIR(mode) else name.split('-')[0]
+            seen.add(f'{kind} {stat.S_IMODE(mode):o}')
+    time.sleep(0.001)
+print(*sorted(seen), sep='\n')
+";
+
+#[test]
+fn temporary_files_are_nobody_elses_to_read() {
+    for_makers(|it| {
+        it.file("watcher.py", WATCHER);
+        let outcome = it
+            .snapshot(arguments(it.seat, Recipe::Nothing))
+            .args(["--import", "json,decimal,email", "--force"])
+            .shell(
+                "umask 0; /usr/bin/python3 watcher.py >seen & \"$@\"; status=$?; touch stop; wait; exit $status",
+            )
+            .run();
+        outcome.succeeds();
+        let seen = fs::read_to_string(it.work().join("seen")).unwrap();
+        for name in ["directory", "resident.so", "pages"] {
+            assert!(seen.contains(name), "{name}: {seen}");
+        }
+        for line in seen.lines() {
+            assert!(line.ends_with(" 700") || line.ends_with(" 600"), "{seen}");
+        }
     });
 }
 

@@ -1,0 +1,199 @@
+//! Directories for this user alone, in places where others may make theirs.
+//!
+//! Whoever watches such a place learns the name of what is made there. So each directory has a name of
+//! its own, nothing that is there already is ever taken for ours, and a place where somebody else could
+//! rename what is ours is none.
+
+use std::cell::Cell;
+use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::geteuid;
+
+use super::way::{Blocked, open_directory, trusted_owners};
+
+/// A private directory that is there, or might be. It is removed when this goes, if this has made it.
+#[derive(Debug)]
+pub struct Private {
+    place: PathBuf,
+    name: String,
+    is_made: Cell<bool>,
+}
+
+impl Private {
+    /// One in that place, under a name that nobody can guess. It is not made yet.
+    #[must_use]
+    pub fn new(place: PathBuf) -> Self {
+        let random = RandomState::new().hash_one(std::process::id());
+        Self::named(place, format!("preloaded-criu-{random:016x}"))
+    }
+
+    fn named(place: PathBuf, name: String) -> Self {
+        Self { place, name, is_made: Cell::new(false) }
+    }
+
+    /// Where it is, or would be.
+    #[must_use]
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.place.join(&self.name)
+    }
+
+    /// Makes it, unless this has been done, and returns its path.
+    ///
+    /// # Errors
+    ///
+    /// [`Blocked`] where others could rename it, and the kernel's reason where it cannot be made: also
+    /// that there is something of its name.
+    pub fn make(&self) -> Result<PathBuf, Blocked> {
+        if !self.is_made.get() {
+            let place = open_directory(&self.place, &trusted_owners())?;
+            mkdirat(&place, self.name.as_str(), Mode::S_IRWXU)?;
+            self.is_made.set(true);
+        }
+        Ok(self.path())
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        if self.is_made.get() {
+            remove(&self.path());
+        }
+    }
+}
+
+/// Removes a private directory with all that is in it, if there is one, and it is this user's.
+pub(super) fn remove(directory: &Path) {
+    let ours = fs::symlink_metadata(directory)
+        .is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw());
+    if ours {
+        // No link in it is followed. Nobody is left to be told.
+        let _ = fs::remove_dir_all(directory);
+    }
+}
+
+/// Writes a new file that only this user can read.
+///
+/// # Errors
+///
+/// The kernel's reason: also that there is something of its name.
+pub fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+    let mut file: File = options.open(path)?;
+    file.write_all(content)
+}
+
+/// Makes the first of them that can be made.
+///
+/// # Errors
+///
+/// Why the last could not be, or that there is none.
+pub fn make_first(directories: &[Private]) -> Result<PathBuf, Blocked> {
+    let mut last = Blocked::from(Errno::ENOENT);
+    for directory in directories {
+        match directory.make() {
+            Ok(path) => return Ok(path),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::io::ErrorKind;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    use nix::unistd::{Uid, chown, geteuid};
+
+    use super::{Private, make_first, remove, write_new};
+    use crate::sys::way::Blocked;
+
+    fn is_there(error: &Blocked) -> bool {
+        matches!(error, Blocked::Io(error) if error.kind() == ErrorKind::AlreadyExists)
+    }
+
+    #[test]
+    fn each_has_a_name_of_its_own_and_goes_when_it_has_been_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = [0, 1].map(|_| Private::new(folder.path().to_owned()));
+        assert_ne!(one.path(), other.path());
+        let path = one.make().unwrap();
+        assert_eq!(one.make().unwrap(), path, "once");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
+        write_new(&path.join("file"), b"content").unwrap();
+        assert_eq!(fs::metadata(path.join("file")).unwrap().mode() & 0o7777, 0o600);
+        drop((one, other));
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_there_already_is_neither_used_nor_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let squatted = folder.path().join("wanted");
+        fs::create_dir(&squatted).unwrap();
+        fs::write(squatted.join("theirs"), "").unwrap();
+        let wanted = || Private::named(folder.path().to_owned(), "wanted".into());
+        let fallback = Private::named(folder.path().to_owned(), "fallback".into());
+        assert!(is_there(&wanted().make().unwrap_err()), "even one's own");
+        let made = make_first(&[wanted(), fallback]).unwrap();
+        assert_eq!(made, folder.path().join("fallback"));
+        assert!(squatted.join("theirs").exists());
+        if geteuid().is_root() {
+            chown(&squatted, Some(Uid::from_raw(12345)), None).unwrap();
+            assert!(is_there(&wanted().make().unwrap_err()));
+            remove(&squatted);
+            assert!(squatted.join("theirs").exists());
+        }
+        let link = folder.path().join("link");
+        symlink(&squatted, &link).unwrap();
+        let wanted = Private::named(folder.path().to_owned(), "link".into());
+        assert!(is_there(&wanted.make().unwrap_err()));
+        drop(wanted);
+        remove(&link);
+        assert!(link.is_symlink() && squatted.join("theirs").exists());
+    }
+
+    #[test]
+    fn a_file_that_is_there_already_is_not_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, link, target] = ["file", "link", "target"].map(|name| folder.path().join(name));
+        fs::write(&file, "before").unwrap();
+        symlink(&target, &link).unwrap();
+        for path in [&file, &link] {
+            let error = write_new(path, b"after").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+        }
+        assert_eq!(fs::read(&file).unwrap(), b"before");
+        assert!(!target.exists());
+    }
+
+    #[test]
+    fn a_place_where_everyone_renames_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let [open, closed] = ["open", "closed"].map(|name| folder.path().join(name));
+        for place in [&open, &closed] {
+            fs::create_dir(place).unwrap();
+        }
+        fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
+        let directories = [&open, &closed].map(|place| Private::new(place.clone()));
+        assert!(make_first(&directories).unwrap().starts_with(&closed));
+        assert_eq!(fs::read_dir(&open).unwrap().count(), 0);
+        let error = make_first(&directories[..1]).unwrap_err();
+        assert!(matches!(error, Blocked::OpenDirectory { .. }), "{error:?}");
+    }
+}
