@@ -288,8 +288,10 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
         (python.Py_DecRef)(code);
         let thaw = thaw::thaw as *const () as usize as u64;
         let (start, end) = own_range();
+        let variables = variables::begin(python);
+        let [wipe, wipe_given] = variables::wipers(python);
         let facts = (python.Py_BuildValue)(
-            c"{s:K,s:[KK],s:i,s:N}".as_ptr(),
+            c"{s:K,s:[KK],s:i,s:N,s:N,s:N}".as_ptr(),
             c"thaw".as_ptr(),
             thaw,
             c"resident".as_ptr(),
@@ -298,7 +300,11 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
             c"orders".as_ptr(),
             channels.orders,
             c"variables".as_ptr(),
-            variables::begin(python),
+            variables,
+            c"wipe".as_ptr(),
+            wipe,
+            c"wipe_given".as_ptr(),
+            wipe_given,
         );
         let prepare = (python.PyObject_GetAttrString)(module, c"prepare".as_ptr());
         let done =

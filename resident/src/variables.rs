@@ -13,7 +13,7 @@ use core::slice;
 use core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 
 use crate::libc;
-use crate::python::{METH_NOARGS, Method, Object, Python};
+use crate::python::{METH_NOARGS, METH_O, Method, Object, Python};
 use crate::syscall::{self, call};
 
 type Get = unsafe extern "C" fn(*const c_char) -> *mut c_char;
@@ -41,6 +41,17 @@ static FORGET: Method = Method {
     doc: core::ptr::null(),
 };
 
+static WIPE: Method =
+    Method { name: c"wipe".as_ptr(), function: wipe, flags: METH_O, doc: core::ptr::null() };
+static WIPE_GIVEN: Method = Method {
+    name: c"wipe_given".as_ptr(),
+    function: wipe_given,
+    flags: METH_O,
+    doc: core::ptr::null(),
+};
+static AS_BYTES: AtomicU64 = AtomicU64::new(0);
+static LENGTH: AtomicU64 = AtomicU64::new(0);
+
 /// Finds the C library's functions.
 pub(crate) fn find_real() {
     for (place, name) in [(&REAL, c"getenv"), (&REAL_SECURE, c"secure_getenv")] {
@@ -61,6 +72,8 @@ pub(crate) unsafe fn begin(python: &Python) -> Object {
     // SAFETY: the kernel chooses the address; the strings are those of the process's own stack.
     unsafe {
         BYTES.store(python.PyBytes_FromStringAndSize as *const () as u64, Ordering::Relaxed);
+        AS_BYTES.store(python.PyBytes_AsString as *const () as u64, Ordering::Relaxed);
+        LENGTH.store(python.PyObject_Size as *const () as u64, Ordering::Relaxed);
         let mut given = [usize::MAX, 0];
         let mut next = libc::environ;
         while !next.is_null() && !next.read().is_null() {
@@ -76,6 +89,18 @@ pub(crate) unsafe fn begin(python: &Python) -> Object {
         }
         (python.PyCFunction_NewEx)(&raw const FORGET, null_mut(), null_mut())
     }
+}
+
+/// The Python functions that take values out of the memory: `wipe` for those that are bytes objects, and
+/// `wipe_given` for those that the kernel has put there.
+///
+/// # Safety
+///
+/// After [`begin`], in a thread that holds the GIL.
+pub(crate) unsafe fn wipers(python: &Python) -> [Object; 2] {
+    // SAFETY: the records never change.
+    [&WIPE, &WIPE_GIVEN]
+        .map(|method| unsafe { (python.PyCFunction_NewEx)(method, null_mut(), null_mut()) })
 }
 
 /// getenv(3).
@@ -211,5 +236,63 @@ unsafe extern "C" fn finish(_: Object, _: Object) -> Object {
         let names = bytes(record.cast(), filled as isize);
         call(syscall::MUNMAP, [record as usize, ROOM, 0, 0, 0, 0]);
         names
+    }
+}
+
+/// The content of a bytes object.
+unsafe fn content<'a>(object: Object) -> &'a mut [u8] {
+    // SAFETY: the functions that `begin` has stored, of these types; the agent hands a bytes object, which
+    // lives as long as the call.
+    unsafe {
+        let as_bytes = AS_BYTES.load(Ordering::Relaxed) as *const ();
+        let as_bytes: unsafe extern "C" fn(Object) -> *mut c_char = transmute(as_bytes);
+        let length = LENGTH.load(Ordering::Relaxed) as *const ();
+        let length: unsafe extern "C" fn(Object) -> isize = transmute(length);
+        let (first, length) = (as_bytes(object), length(object));
+        if first.is_null() || length < 0 {
+            return &mut [];
+        }
+        slice::from_raw_parts_mut(first.cast(), length as usize)
+    }
+}
+
+unsafe fn done() -> Object {
+    let bytes = BYTES.load(Ordering::Relaxed) as *const ();
+    // SAFETY: the function that `begin` has stored, of that type.
+    unsafe {
+        let bytes: unsafe extern "C" fn(*const c_char, isize) -> Object = transmute(bytes);
+        bytes(c"".as_ptr(), 0)
+    }
+}
+
+/// `wipe(value)` in Python.
+unsafe extern "C" fn wipe(_: Object, value: Object) -> Object {
+    // SAFETY: called by CPython, which holds the GIL; the agent holds the only reference to the value.
+    unsafe {
+        content(value).fill(0);
+        done()
+    }
+}
+
+/// `wipe_given(names)` in Python: each name has a NUL behind it.
+unsafe extern "C" fn wipe_given(_: Object, names: Object) -> Object {
+    let [first, last] = [&GIVEN[0], &GIVEN[1]].map(|place| place.load(Ordering::Relaxed));
+    // SAFETY: called by CPython, which holds the GIL. The strings that the kernel has put there follow each
+    // other; they stay strings, whose values are empty.
+    unsafe {
+        let names = content(names);
+        let mut at = first;
+        while at < last {
+            let string =
+                slice::from_raw_parts_mut(at as *mut u8, libc::strlen(at as *const c_char));
+            if let Some(equals) = string.iter().position(|byte| *byte == b'=') {
+                let (name, value) = string.split_at_mut(equals);
+                if names.split(|byte| *byte == 0).any(|one| one == name) {
+                    value[1..].fill(0);
+                }
+            }
+            at += string.len() + 1;
+        }
+        done()
     }
 }

@@ -127,6 +127,7 @@ def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
     report.refused(_frozen.randomness.refusals)
     _kept.extend((_frozen, _subclass_tables()))
     names_from_c = facts.pop("variables", bytes)()
+    wipe, wipe_given = facts.pop("wipe"), facts.pop("wipe_given")
     ready = report.line(
         "ready",
         pid=os.getpid(),
@@ -140,6 +141,7 @@ def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
         timers=ledger.timer_owners(),
         children=ledger.child_owners(),
     )
+    reads.forget_the_rest(_frozen.pools, wipe, wipe_given)
     _flush()
     nothing = os.open("/dev/null", os.O_RDWR)
     for descriptor in range(3):
@@ -643,6 +645,8 @@ class Environment:
         # The dictionary behind os.environ, which is posix.environ too.
         self.data: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
         self.original = dict(self.data)
+        # Copies that were made of all variables.
+        self.blocks: list[bytes] = []
         self.changes: list[tuple[bytes, bytes | None, bytes | None]] = []
 
     def settle(self) -> None:
@@ -690,10 +694,14 @@ class Locale:
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
-        with _io.open("/proc/self/environ", "rb") as file:
-            # Without the LC_CTYPE that CPython sets when it coerces the locale.
-            self.choice = self.chosen(Start(file.read(), [], 0).environ)
-        self.coerced = self.choice != self.chosen(os.environb)
+        # Without the LC_CTYPE that CPython sets when it coerces the locale. Read in one piece, of which no
+        # part is copied: what lies in memory that was freed would be in the image.
+        descriptor = os.open("/proc/self/environ", os.O_RDONLY)
+        block = os.read(descriptor, 1 << 23)
+        os.close(descriptor)
+        environment.blocks.append(block)
+        self.choice = self.chosen(lambda name: self.find(block, name))
+        self.coerced = self.choice != self.chosen(os.environb.get)
 
     def settle(self) -> None:
         self.encoding, self.errors = self.codec()
@@ -710,8 +718,19 @@ class Locale:
         ]
 
     @staticmethod
-    def chosen(environ: Mapping[bytes, bytes]) -> tuple[bytes | None, ...]:
-        return tuple(map(environ.get, (b"LC_ALL", b"LC_CTYPE", b"LANG", b"PYTHONCOERCECLOCALE")))
+    def chosen(get: Callable[[bytes], bytes | None]) -> tuple[bytes | None, ...]:
+        return tuple(map(get, (b"LC_ALL", b"LC_CTYPE", b"LANG", b"PYTHONCOERCECLOCALE")))
+
+    @staticmethod
+    def find(block: bytes, name: bytes) -> bytes | None:
+        """The value of a variable in a block of them."""
+        head = name + b"="
+        place = 0 if block.startswith(head) else block.find(b"\0" + head) + 1
+        if not block.startswith(head, place):
+            return None
+        place += len(head)
+        end = block.find(b"\0", place)
+        return block[place : end if end >= 0 else len(block)]
 
     def codec(self) -> tuple[str, str]:
         """The encoding of the standard streams, and their error handler."""
@@ -723,7 +742,7 @@ class Locale:
         return codecs.lookup(_locale.nl_langinfo(_locale.CODESET)).name, errors
 
     def thaw(self, start: Start) -> None:
-        if self.chosen(start.environ) == self.choice:
+        if self.chosen(start.environ.get) == self.choice:
             if self.coerced:
                 self.tell(start, _locale.setlocale(_locale.LC_CTYPE))
             return
@@ -1901,6 +1920,17 @@ class Reads:
     """Modules that are told to look again in every restored process."""
     AT_EACH_CALL = {"joblib", "sklearn", "threadpoolctl"}
     """Packages that ask for the number of threads each time that they need it."""
+    HELD = (b"LC_", b"LANG", b"LOC", b"NLSPATH", b"GCONV_PATH", b"TZ", b"LD_", b"GLIBC_", b"MALLOC_") + (
+        b"RES_OPTIONS",
+        b"HOSTALIASES",
+        b"TERM",
+        b"TMPDIR",
+        b"PATH",
+        b"HOME",
+        b"PYTHON",
+    )
+    """How the variables begin that the C library, the loader and CPython look at by themselves, and may
+    hold on to."""
     ON_BEHALF = ("os", "posixpath", "pathlib", "collections", "_collections_abc")
     """Modules that look for whoever calls them."""
 
@@ -1910,6 +1940,7 @@ class Reads:
         self.names: dict[bytes, set[str]] = {}
         self.families: set[bytes] = set()
         self.listed: Iterator[bytes] = iter(())
+        self.seen: set[bytes] = set()
         self.stand_in(self)
 
     @staticmethod
@@ -1930,6 +1961,7 @@ class Reads:
         families = tuple(self.families)
         for name in self.read_by_site() | {name for name in original if name.startswith(families)}:
             names.setdefault(name, set()).add("")
+        self.seen = set(names)
         later = {name: after for name, _, after in self.environment.changes}
         variables = {}
         for name in names.keys() - _NO_MATTER - {b""}:
@@ -1955,6 +1987,33 @@ class Reads:
             "families": texts(self.families),
             "settable": texts(settable),
         }
+
+    def forget_the_rest(
+        self, pools: Pools, wipe: Callable[[bytes], object], wipe_given: Callable[[bytes], object]
+    ) -> None:
+        """Takes the values that nothing has looked at out of the memory: they are no part of what the
+        imports have made, and no run needs them. ``wipe`` overwrites the bytes of an object,
+        ``wipe_given`` the values of these variables (each with a NUL behind it) where the kernel has put
+        them. What somebody else holds stays as it is."""
+        environment = self.environment
+        changed = {name for name, _, _ in environment.changes}
+        needed = self.seen | changed | {name for _, names in pools.pools for name in names}
+        needed.update(pools.OF_TORCH)
+        names = [
+            name
+            for name in environment.original
+            if name not in needed and not name.startswith(self.HELD)
+        ]
+        for name in names:
+            self.data.pop(name, None)
+            posix.environ.pop(name, None)  # type: ignore[call-overload]
+            value = environment.original.pop(name)
+            # Held by us alone. The shortest ones are CPython's own, and everybody's.
+            if len(value) > 1 and sys.getrefcount(value) == 2:
+                wipe(value)
+        wipe_given(b"".join(name + b"\0" for name in names))
+        while environment.blocks:
+            wipe(environment.blocks.pop())
 
     def __getitem__(self, name: bytes) -> bytes:
         if next(self.listed, None) != name:

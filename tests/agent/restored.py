@@ -28,7 +28,8 @@ with open(int(sys.argv[1]), "rb") as file:
 agent = type(sys)("_preloaded_criu")
 exec(compile(control["agent"], "<agent>", "exec", dont_inherit=True), agent.__dict__)
 names = control.pop("names from c")
-agent.prepare(control["job"], control["report"], {**control["facts"], "variables": lambda: names})
+resident = {"variables": lambda: names, "wipe": len, "wipe_given": len}
+agent.prepare(control["job"], control["report"], {**control["facts"], **resident})
 random = sys.modules.get("random")
 state = random and random.getstate()
 for run in control["runs"]:

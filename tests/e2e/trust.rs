@@ -261,21 +261,29 @@ fn secrets_of_the_caller_stay_out_of_the_image() {
     for_makers(|it| {
         let python = it.seat.python.path.clone();
         let snapshot = |more: &[&str]| {
-            it.snapshot(["--force", "--import", "json", "-o", "x.img", "--python"])
-                .args([&python])
-                .args(more)
-                .env("SERVICE_API_KEY", "hidden-1-4711")
-                .env("DATABASE_URL", "db://me:hidden-2-4711@host/")
-                .env("ORDINARY", "plain-4711")
+            it.snapshot([
+                "--force", "--import", "json", "--exec", "asks.py", "-o", "x.img", "--python",
+            ])
+            .args([&python])
+            .args(more)
+            .env("READ_BY_AN_IMPORT", "read-4711")
+            .env("SERVICE_API_KEY", "hidden-1-4711")
+            .env("DATABASE_URL", "db://me:hidden-2-4711@host/")
+            .env("ORDINARY", "plain-4711")
         };
+        it.file("asks.py", "import os; os.environ.get('READ_BY_AN_IMPORT'); dict(os.environ)");
         let image = it.work().join("x.img");
         let events = snapshot(&["--json"]).run().succeeds().text();
         let withheld = events.lines().next().unwrap();
         assert!(withheld.contains("withheld") && withheld.contains("DATABASE_URL"), "{events}");
-        for (secret, there) in
-            [("hidden-1-4711", false), ("hidden-2-4711", false), ("plain-4711", true)]
-        {
-            assert_eq!(contains(&image, secret), there, "{secret}");
+        // Nor what no import has looked at, whatever its name says.
+        for (value, there) in [
+            ("hidden-1-4711", false),
+            ("hidden-2-4711", false),
+            ("plain-4711", false),
+            ("read-4711", true),
+        ] {
+            assert_eq!(contains(&image, value), there, "{value}");
         }
         let inspect =
             |options: &[&str]| it.program(["inspect"]).args(options).args([&image]).run().text();
@@ -285,6 +293,7 @@ fn secrets_of_the_caller_stay_out_of_the_image() {
         let code = "import os; print(os.environ['SERVICE_API_KEY'])";
         let run =
             it.program(["run"]).args([&image]).args(["-c", code]).env("SERVICE_API_KEY", "now");
+        let run = run.env("READ_BY_AN_IMPORT", "read-4711");
         assert_eq!(run.run().succeeds().text(), "now\n");
         // What is given on purpose is there, and warned of; its value is not printed.
         snapshot(&["--env", "SERVICE_API_KEY=given-4711"]).run().succeeds();
