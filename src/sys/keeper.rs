@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use super::namespaces::{self, Refused, Step};
 use super::procfs::ProcessDirectory;
 use super::spawn::{self, Spawn};
-use super::{Explain, PROCESS_LIMITS, own};
+use super::{Explain, PROCESS_LIMITS, limits, own};
 
 /// Where the programs are started.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -79,7 +79,9 @@ impl Explain for KeeperError {
                  make user namespaces, take the snapshot as root (sudo), or let an administrator \
                  allow them (`preloaded-criu doctor snapshot` says what restricts them)"
                 .to_owned(),
-            Self::Execute { .. } => "see that the file exists and can be executed".to_owned(),
+            Self::Execute { source, .. } => {
+                limits(source).unwrap_or("see that the file exists and can be executed").to_owned()
+            }
             Self::Gone(_) => "it was killed from outside (out of memory?); try again".to_owned(),
         }
     }
@@ -169,7 +171,11 @@ impl Keeper {
         spawn: &Spawn,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Started, KeeperError> {
-        self.order(spawn, descriptors).map_err(KeeperError::Gone)?;
+        self.order(spawn, descriptors).map_err(|source| match source.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => KeeperError::Gone(source),
+            // It was not even asked.
+            _ => KeeperError::Execute { program: spawn.program.clone(), source },
+        })?;
         loop {
             match self.receive()? {
                 (Report::Started(pid), Some(directory)) => {
