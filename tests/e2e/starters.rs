@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use crate::faults::alter;
 use crate::support::{
@@ -155,6 +156,38 @@ fn ten_at_once_make_one_image() {
         }
         assert!(thawed >= 1);
         assert_eq!(fs::read_to_string(&log).unwrap(), "made\n");
+        is_thawed(use_it(it, &starter));
+    });
+}
+
+#[test]
+fn ten_at_once_make_an_old_image_anew_once() {
+    for_makers(|it| {
+        let log = it.home().join("log");
+        it.file("noted.py", format!("open({log:?}, 'a').write('made\\n')"));
+        let image = it.home().join("made.img");
+        let made = [
+            "--max-age",
+            "2h",
+            "--import",
+            "ctypes",
+            "--exec",
+            "noted.py",
+            image.to_str().unwrap(),
+        ];
+        let starter = starter(it, &made);
+        is_thawed(use_it(it, &starter));
+        let before = fs::metadata(&image).unwrap().ino();
+        let old = SystemTime::now() - Duration::from_secs(3 * 3600);
+        fs::File::options().write(true).open(&image).unwrap().set_modified(old).unwrap();
+        let all: Vec<_> =
+            (0..10).map(|_| it.command(&starter).args(["-c", ORIGIN]).spawn()).collect();
+        // Who does not make it runs the one that is there.
+        for running in all {
+            is_thawed(running.finish());
+        }
+        assert_ne!(fs::metadata(&image).unwrap().ino(), before);
+        assert_eq!(fs::read_to_string(&log).unwrap(), "made\nmade\n");
         is_thawed(use_it(it, &starter));
     });
 }
