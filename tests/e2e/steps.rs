@@ -765,3 +765,105 @@ fn addresses_that_are_taken() {
         works(it, &image);
     });
 }
+
+/// Refuses what reserves room for the restorer, and nothing else: mmap(2) with its flags (seccomp(2), a filter
+/// that stays over execve).
+const NO_ROOM_ANYWHERE: &str = "import ctypes, os, struct, sys\n\
+    MMAP, FLAGS, EEXIST = 9, 0x104022, 17\n\
+    LOAD, IS, RETURN, ERRNO, ALLOW = 0x20, 0x15, 0x06, 0x50000, 0x7fff0000\n\
+    step = lambda *parts: struct.pack('HBBI', *parts)\n\
+    steps = [step(LOAD, 0, 0, 0), step(IS, 0, 3, MMAP), step(LOAD, 0, 0, 40), step(IS, 0, 1, FLAGS),\n\
+    \x20   step(RETURN, 0, 0, ERRNO + EEXIST), step(RETURN, 0, 0, ALLOW)]\n\
+    filter = ctypes.create_string_buffer(b''.join(steps))\n\
+    program = struct.pack('HxxxxxxQ', len(steps), ctypes.addressof(filter))\n\
+    prctl = ctypes.CDLL(None).prctl\n\
+    assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, program) == 0\n\
+    os.execvp(sys.argv[1], sys.argv[1:])\n";
+
+/// What comes of a command, and what strace(1) with these options writes of it.
+fn logged(it: &Context, command: Command<'_>, options: &[&str]) -> (Outcome, String) {
+    let log = it.home().join("log");
+    let strace = ["strace", "-qq", "-o", log.to_str().unwrap()];
+    let outcome = command.through(strace).through(options).run();
+    let text = fs::read_to_string(&log).unwrap();
+    fs::remove_file(log).unwrap();
+    (outcome, text)
+}
+
+#[test]
+fn an_address_that_is_taken_once_is_another_one_next_time() {
+    once(|it| {
+        let image = it.image(Recipe::Plain);
+        // What the first attempt has said to the process must not be there in the second.
+        let code =
+            "import os, sys; print(sys.argv, sorted(os.environ), os.listdir('/proc/self/fd'))";
+        let command = it.program(["run"]).args([&image]).args(["-c", code, "one", "two"]);
+        let expected = command.run().succeeds().text();
+        let trace = ["-e", "trace=mmap,execve"];
+        let (_, text) = logged(it, command.clone(), &trace);
+        let maps = text.lines().filter(|line| line.starts_with("mmap("));
+        let first = 1 + maps.take_while(|line| !line.contains("MAP_FIXED_NOREPLACE")).count();
+        // Each hole of the image is tried at seven places.
+        let mut executions = 0;
+        for tries in (7..=70).step_by(7) {
+            let last = first + tries - 1;
+            let inject = format!("inject=mmap:error=EEXIST:when={first}..{last}");
+            let (outcome, text) =
+                logged(it, command.clone(), &[&trace[..], &["-e", &inject]].concat());
+            assert_eq!(outcome.succeeds().text(), expected, "{tries}");
+            let of = |what: &str| text.lines().filter(|line| line.contains(what)).count();
+            assert_eq!(of("INJECTED"), tries, "{text}");
+            executions = of("execve(");
+            if executions > 2 {
+                break;
+            }
+        }
+        assert_eq!(executions, 3, "the launcher's, the interpreter's, and that once more");
+        works(it, &image);
+    });
+}
+
+#[test]
+fn an_address_that_is_taken_each_time_is_told() {
+    as_root(|it| {
+        let image = it.image(Recipe::Plain);
+        let without = ["/usr/bin/python3", "-c", NO_ROOM_ANYWHERE];
+        let command = run(it, &image, Engine::Native);
+        let trace = ["-e", "trace=execve"];
+        let (outcome, ordinary) = logged(it, command.clone(), &trace);
+        assert!(is_right(&outcome), "{outcome:?}");
+        let (outcome, text) = logged(it, command, &[&trace[..], &without].concat());
+        outcome.is_refused(&["an address that the image needs was taken each time"]);
+        assert_eq!(outcome.text(), "");
+        // The filter's interpreter, and sixteen attempts more than usual.
+        assert_eq!(text.lines().count(), 1 + ordinary.lines().count() + 16, "{text}");
+        // CRIU needs no room beside the image.
+        let by_criu = run(it, &image, Engine::Criu).through(without).run();
+        assert!(is_right(&by_criu), "{by_criu:?}");
+        works(it, &image);
+        it.nothing_is_left();
+    });
+}
+
+#[test]
+fn a_mapping_whose_address_is_taken_is_told() {
+    once(|it| {
+        let image = it.image(Recipe::Plain);
+        let command = run(it, &image, Engine::Native);
+        let (_, text) = logged(it, command.clone(), &["-e", "trace=mmap"]);
+        let maps = (1..).zip(text.lines().filter(|line| line.starts_with("mmap(")));
+        let placed = maps.filter(|(_, line)| line.contains("MAP_FIXED_NOREPLACE"));
+        // Without the restorer's own, for which there is another place.
+        let placed: Vec<usize> = placed.map(|(nth, _)| nth).skip(1).collect();
+        for nth in [placed[0], placed[placed.len() / 2], placed[placed.len() - 1]] {
+            let inject = format!("inject=mmap:error=EEXIST:when={nth}");
+            let options = ["-e", "trace=mmap", "-e", &inject];
+            let (outcome, text) = logged(it, command.clone(), &options);
+            assert!(text.contains("INJECTED"), "{text}");
+            outcome.is_refused(&["the address is taken (EEXIST)"]);
+            assert_eq!(outcome.text(), "");
+        }
+        works(it, &image);
+        it.nothing_is_left();
+    });
+}
