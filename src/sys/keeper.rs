@@ -73,6 +73,12 @@ pub enum KeeperError {
 impl Explain for KeeperError {
     fn hint(&self) -> String {
         match self {
+            // Before it makes a process, this one looks at its threads.
+            Self::Refused { step: Step::Fork, source }
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                "mount /proc (`mount -t proc proc /proc`, as root)".to_owned()
+            }
             Self::Refused { step: Step::Fork | Step::Session, .. } => PROCESS_LIMITS.to_owned(),
             Self::Refused { .. } => "in a container, give it `--cap-add CHECKPOINT_RESTORE \
                  --security-opt seccomp=unconfined`; on a machine that does not let ordinary users \

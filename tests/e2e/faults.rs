@@ -642,6 +642,49 @@ fn a_snapshot_with_too_little_memory_says_so() {
 }
 
 #[test]
+fn a_snapshot_with_too_few_descriptors_says_so() {
+    for_makers(|it| {
+        let snapshot = |limit: u32| {
+            let snapshot = it.snapshot(arguments(it.seat, Recipe::Nothing)).args(["--force"]);
+            snapshot.shell(&format!(r#"ulimit -n {limit}; exec "$@""#)).run()
+        };
+        snapshot(1024).succeeds();
+        let image = it.work().join("snap.img");
+        let content = || crate::support::image::digest(&image);
+        // The launcher, python, CRIU: each has too few, at every step on the way.
+        for limit in [4, 6, 8, 9, 10, 12, 16, 64, 200, 205, 211, 213, 214, 215, 216] {
+            let before = content();
+            let outcome = snapshot(limit);
+            if outcome.status.success() {
+                assert!(limit > 200, "{limit}");
+                continue;
+            }
+            outcome.is_refused(&["Too many open files", "ulimit -n"]);
+            assert_eq!(content(), before, "{limit}: the old image is there");
+            assert_eq!(fs::read_dir(it.work()).unwrap().count(), 1, "{limit}");
+            it.nothing_is_left();
+            assert_eq!(run(it, &image).succeeds().text(), "ran\n", "{limit}");
+        }
+        snapshot(1024).succeeds();
+        assert_eq!(run(it, &image).succeeds().text(), "ran\n");
+    });
+}
+
+#[test]
+fn where_proc_is_not_mounted() {
+    as_root(|it| {
+        let image = it.image(Recipe::Plain);
+        let without =
+            ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /proc; exec \"$@\"", "sh"];
+        let run = it.program(["run"]).args([&image]).args(["-c", "print('ran')"]);
+        run.through(without).run().is_refused(&["/proc", "mount"]);
+        let snapshot = it.snapshot(arguments(it.seat, Recipe::Nothing));
+        snapshot.through(without).run().is_refused(&["mount /proc"]);
+        assert!(!it.work().join("snap.img").exists());
+    });
+}
+
+#[test]
 fn a_missing_script_is_pythons_to_tell() {
     everywhere(|it| {
         let outcome = it.python(["absent.py"]).is_as_stock();
