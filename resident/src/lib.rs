@@ -430,6 +430,10 @@ unsafe fn wake(
             numbers,
         );
         if done.is_null() {
+            if (python.PyErr_ExceptionMatches)(python.PyExc_KeyboardInterrupt.read()) == 1 {
+                // Nothing of the script has run: an interpreter that starts ends of it too.
+                program::end_of_interrupt();
+            }
             (python.PyErr_Print)();
             libc::exit(OWN_FAILURE);
         }

@@ -218,6 +218,12 @@ fn leave(status: c_int) -> ! {
     }
 }
 
+/// Ends the process of SIGINT.
+pub(crate) fn end_of_interrupt() -> ! {
+    // SAFETY: ends the process.
+    unsafe { end(INTERRUPTED) }
+}
+
 /// Ends the process as a C program ends, or of SIGINT.
 unsafe fn end(status: c_int) -> ! {
     // SAFETY: ends the process.

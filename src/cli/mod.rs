@@ -32,7 +32,11 @@ use self::report::{CliError, FAILED, Failure};
 pub fn main() -> i32 {
     let command = match args::parse(env::args_os().collect()) {
         Ok(command) => command,
-        Err(help) if !help.use_stderr() => return if help.print().is_ok() { 0 } else { FAILED },
+        Err(help) if !help.use_stderr() => {
+            let Err(why) = help.print() else { return 0 };
+            report::print(&CliError::Output(why));
+            return FAILED;
+        }
         Err(usage) => {
             report::usage(&usage);
             return FAILED;

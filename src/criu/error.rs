@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 
 use super::version::Version;
-use crate::sys::{Explain, PROCESS_LIMITS};
+use crate::sys::{Explain, FILE_LIMITS, PROCESS_LIMITS, limits};
 
 /// Why the work of CRIU was not done.
 #[derive(Debug, thiserror::Error)]
@@ -98,14 +98,16 @@ impl fmt::Display for Ending {
 const MEMORY: &str =
     "raise the memory limits (ulimit -v, -d; of a container: --memory; sysctl vm.max_map_count)";
 
-/// Whether a program was not executed for want of processes or memory: then it is not the program's fault,
-/// and another one would not be executed either.
+/// Whether a program was not executed for want of processes, memory or descriptors: then it is not the
+/// program's fault, and another one would not be executed either.
 pub(super) fn is_want(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory)
+    limits(error).is_some()
 }
 
 /// Parts of CRIU's messages, and what can be done about them.
-const ADVICE: [(&str, &str); 14] = [
+const ADVICE: [(&str, &str); 15] = [
+    // criu/servicefd.c.
+    ("service_fd_base", FILE_LIMITS),
     (
         "No space left on device",
         "point TMPDIR at a directory with room for the memory of the process",
@@ -142,12 +144,16 @@ const ADVICE: [(&str, &str); 14] = [
 
 impl Explain for CriuError {
     fn hint(&self) -> String {
+        if let Self::Execute { source, .. } | Self::Connection(source) = self
+            && let Some(limits) = limits(source)
+        {
+            return limits.to_owned();
+        }
         match self {
             Self::NotFound(_) | Self::TooOld { .. } => format!(
                 "run scripts/install-criu, or install CRIU {} or later from your distribution",
                 Version::FLOOR
             ),
-            Self::Execute { source, .. } if is_want(source) => PROCESS_LIMITS.to_owned(),
             Self::Execute { .. } | Self::Silent { .. } => {
                 "see what --criu, PRELOADED_CRIU_CRIU or PATH name; scripts/install-criu installs one \
                  that works"

@@ -160,7 +160,11 @@ impl Worker {
                 return Ok(Some(answer));
             }
             note(answer.notify.script());
-            self.acknowledge()?;
+            match self.acknowledge() {
+                // It has ended meanwhile: its status says why.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(None),
+                acknowledged => acknowledged?,
+            }
         }
         Ok(None)
     }
@@ -186,10 +190,13 @@ impl Worker {
     /// Also `TimedOut`.
     pub fn receive_within(&self, milliseconds: u16) -> io::Result<Option<Criu_resp>> {
         let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut polled, PollTimeout::from(milliseconds)) {
-            Ok(0) => Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => self.receive(),
-            Err(errno) => Err(errno.into()),
+        loop {
+            match poll(&mut polled, PollTimeout::from(milliseconds)) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(_) => return self.receive(),
+            }
         }
     }
 

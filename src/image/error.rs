@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::sys::Explain;
 use crate::sys::way::Blocked;
+use crate::sys::{Explain, limits};
 
 use super::check::Stale;
 use super::format::SectionKind;
@@ -234,7 +234,8 @@ impl Fault {
     fn hint(&self) -> String {
         match self {
             Self::Missing => "make an image with `preloaded-criu snapshot --import MODULE -o IMAGE`",
-            Self::Io(_) => "look at the permissions of the file and of the directories above it",
+            Self::Io(error) => limits(error)
+                .unwrap_or("look at the permissions of the file and of the directories above it"),
             Self::NotAFile(_) | Self::Foreign => {
                 "name a file that `preloaded-criu snapshot` made; `preloaded-criu run --help` shows the order of arguments"
             }

@@ -3,7 +3,7 @@
 use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::ExitStatusExt;
@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use super::criu_terms::{memory, yielding};
@@ -41,6 +43,9 @@ const ATTEMPTS: usize = 5;
 /// and for a thread (criu/pie/restorer.c, `__export_restore_task`; its own number format).
 const TAKEN: [&str; 4] =
     ["File exists", "do not match expected", "Unable to create a thread: -17", "Unable to clone"];
+/// What CRIU says of a process that it traces and that somebody has stopped or continued meanwhile: the
+/// signal went to the group, as Ctrl-Z and `fg` do (criu/cr-restore.c, `sigchld_process`).
+const DISTURBED: [&str; 2] = ["stopped by signal 5:", "stopped by signal 19:"];
 /// Where private directories in memory can be.
 const PLACES: [&str; 2] = ["/run", "/dev/shm"];
 
@@ -94,6 +99,16 @@ impl Explain for ThroughCriuError {
             Self::System { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 "mount /proc: the state of this process is read there".into()
             }
+            Self::System { source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::ReadOnlyFilesystem
+                        | io::ErrorKind::StorageFull
+                        | io::ErrorKind::PermissionDenied
+                ) =>
+            {
+                "see that /run, /dev/shm or TMPDIR can be written to and has room".into()
+            }
             Self::System { .. } => {
                 "look at the limits on processes (ulimit -u; of a container: --pids-limit; sysctl kernel.pid_max), \
                  descriptors and memory"
@@ -112,7 +127,9 @@ impl Explain for ThroughCriuError {
             Self::Descriptor { number } => format!("close it: `{number}<&-` in a shell"),
             Self::Pipe { .. } => "put the file back, or make the image anew".into(),
             Self::Files(FilesError::Write { .. }) => {
-                "see that /dev/shm has room, or the directory that TMPDIR names".into()
+                "see that there is room for its files and descriptors (ulimit -n, -f), in /dev/shm or the \
+                 directory that TMPDIR names"
+                    .into()
             }
             Self::Files(_) => "make the image again with `preloaded-criu snapshot --force`".into(),
             Self::Criu(error) => error.hint(),
@@ -153,14 +170,32 @@ pub(super) fn run(launch: &Launch<'_>) -> Result<i32, ThroughCriuError> {
         Restored::Ended(signal) => ExitStatus::from_raw(signal),
         Restored::Script(script, orders) => {
             hand_down(script, &mut witness, &held);
-            // Where the script has ended already, its status says more.
-            let _ = orders.send();
+            match orders.send() {
+                // Where the script has ended already, its status says more.
+                Err(error) if !is_end(&error) => {
+                    end(script);
+                    return Err(system("give the script its orders")(error));
+                }
+                _ => {}
+            }
             let_go(&inherited);
             supervise(script, &mut witness, &held).map_err(system("wait for the script"))?
         }
     };
     drop(witness);
     Ok(end_alike(status, held))
+}
+
+/// Whether the other end of a connection is gone.
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+/// Ends a script that waits for its orders.
+fn end(script: Pid) {
+    // It may have ended by itself.
+    let _ = kill(script, Signal::SIGKILL);
+    let _ = waitpid(script, None);
 }
 
 /// Finds CRIU and has it restore the process.
@@ -175,7 +210,7 @@ fn bring_back(
     let mut attempt = 1;
     loop {
         match restore(launch, &criu, &archive, caller, inherited, signals) {
-            // Somebody has taken a number in the moment between.
+            // Somebody has taken a number in the moment between, or stopped the process.
             Err(error) if attempt < ATTEMPTS && is_race(&error) => attempt += 1,
             other => return other,
         }
@@ -185,8 +220,8 @@ fn bring_back(
 fn is_race(error: &ThroughCriuError) -> bool {
     let ThroughCriuError::Criu(CriuError::NotRestored(reason)) = error else { return false };
     // Its processes write the log together, so the error that matters need not be among the first.
-    let is_taken = |error: &String| TAKEN.iter().any(|part| error.contains(part));
-    is_taken(&reason.text) || reason.errors.iter().any(is_taken)
+    let is_one = |error: &String| TAKEN.iter().chain(&DISTURBED).any(|part| error.contains(part));
+    is_one(&reason.text) || reason.errors.iter().any(is_one)
 }
 
 /// What came of an attempt.
@@ -245,8 +280,7 @@ fn restore(
     let plan = Restore {
         archive,
         image: launch.image.file(),
-        image_path: fs::canonicalize(launch.image.path())
-            .map_err(system("find the image's place"))?,
+        image_path: place(launch.image).map_err(system("find the image's place"))?,
         memory: memory(view, launch.image.pages()?, eager),
         yielding: yielding(view),
         caller,
@@ -292,6 +326,11 @@ fn restore(
     Ok(Restored::Script(Pid::from_raw(restored?), orders))
 }
 
+/// Where the image is, or was before somebody removed it or a directory above it: it is open.
+fn place(image: &Image) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", image.file().as_fd().as_raw_fd()))
+}
+
 /// Where a directory may be made, in memory first.
 fn places() -> Vec<Private> {
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
@@ -322,7 +361,7 @@ mod tests {
     fn only_what_was_to_be_written_wants_room() {
         let hint = |error: FilesError| ThroughCriuError::Files(error).hint();
         let full = io::Error::from(io::ErrorKind::StorageFull);
-        assert!(hint(FilesError::Write { name: "x".into(), source: full }).contains("room"));
+        assert!(hint(FilesError::Write { path: "x".into(), source: full }).contains("room"));
         for error in [FilesError::Missing("x".into()), FilesError::Threads(2)] {
             let hint = hint(error);
             assert!(hint.contains("snapshot --force") && !hint.contains("room"), "{hint}");

@@ -8,9 +8,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::sys::Explain;
 use crate::sys::capabilities::starts_securely;
 use crate::sys::lookup::{in_path, is_executable};
+use crate::sys::{Explain, limits};
 
 /// An interpreter that can be frozen.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -82,8 +82,8 @@ impl Explain for PythonError {
     fn hint(&self) -> String {
         match self {
             Self::NotFound(_) => "name one with --python, or activate a virtual environment".into(),
-            Self::Execute { .. } | Self::Mute { .. } => {
-                "see that it starts by itself: `PYTHON -c pass`".into()
+            Self::Execute { source, .. } | Self::Mute { source, .. } => {
+                limits(source).unwrap_or("see that it starts by itself: `PYTHON -c pass`").into()
             }
             Self::Privileged(_) => {
                 "freeze a copy without these rights (`cp` leaves capabilities behind), or use another one"

@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use super::namespaces::{self, Refused, Step};
 use super::procfs::ProcessDirectory;
 use super::spawn::{self, Spawn};
-use super::{Explain, PROCESS_LIMITS, own, private};
+use super::{Explain, PROCESS_LIMITS, limits, own, private};
 
 /// Where the programs are started.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -73,13 +73,21 @@ pub enum KeeperError {
 impl Explain for KeeperError {
     fn hint(&self) -> String {
         match self {
+            // Before it makes a process, this one looks at its threads.
+            Self::Refused { step: Step::Fork, source }
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                "mount /proc (`mount -t proc proc /proc`, as root)".to_owned()
+            }
             Self::Refused { step: Step::Fork | Step::Session, .. } => PROCESS_LIMITS.to_owned(),
             Self::Refused { .. } => "in a container, give it `--cap-add CHECKPOINT_RESTORE \
                  --security-opt seccomp=unconfined`; on a machine that does not let ordinary users \
                  make user namespaces, take the snapshot as root (sudo), or let an administrator \
                  allow them (`preloaded-criu doctor snapshot` says what restricts them)"
                 .to_owned(),
-            Self::Execute { .. } => "see that the file exists and can be executed".to_owned(),
+            Self::Execute { source, .. } => {
+                limits(source).unwrap_or("see that the file exists and can be executed").to_owned()
+            }
             Self::Gone(_) => "it was killed from outside (out of memory?); try again".to_owned(),
         }
     }
@@ -170,7 +178,11 @@ impl Keeper {
         spawn: &Spawn,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Started, KeeperError> {
-        self.order(spawn, descriptors).map_err(KeeperError::Gone)?;
+        self.order(spawn, descriptors).map_err(|source| match source.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => KeeperError::Gone(source),
+            // It was not even asked.
+            _ => KeeperError::Execute { program: spawn.program.clone(), source },
+        })?;
         loop {
             match self.receive()? {
                 (Report::Started(pid), Some(directory)) => {

@@ -25,7 +25,7 @@ mod vdso;
 pub mod way;
 pub mod witness;
 
-pub use explain::{Explain, PROCESS_LIMITS};
+pub use explain::{Explain, FILE_LIMITS, PROCESS_LIMITS, limits};
 pub use startup::{fail_at_writes, fill_standard_descriptors, survive_failed_writes};
 pub use vdso::vdso;
 

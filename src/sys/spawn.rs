@@ -117,7 +117,11 @@ fn fill_standard() -> io::Result<Vec<OwnedFd>> {
 }
 
 fn clear(descriptor: &OwnedFd) -> io::Result<OwnedFd> {
-    Ok(own(fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(CLEAR))?))
+    match fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(CLEAR)) {
+        // The limit on descriptors is below that number (fcntl(2)).
+        Err(Errno::EINVAL) => Err(Errno::EMFILE.into()),
+        moved => Ok(own(moved?)),
+    }
 }
 
 /// Gives every signal its default action and blocks none: a program that is frozen must not keep

@@ -1,13 +1,19 @@
 //! What can go wrong while CRIU works: it ends with 125 and a reason, or is done again, and nothing is
 //! left.
 
+use std::env;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::support::run::{Command, Outcome};
-use crate::support::{Context, Recipe, Seat, Who, as_root, image};
+use crate::support::{Context, Recipe, Seat, Who, as_root, for_makers, image};
 use crate::terminal::visit;
 
 /// The CRIU that is used here.
@@ -43,10 +49,15 @@ impl Interposed {
         Self { program, count }
     }
 
-    /// strace(1) around the CRIU that restores; it is not its parent.
+    /// strace(1) around the CRIU that restores or dumps; it is not its parent.
     fn injecting(it: &Context, calls: &str, what: &str) -> Self {
+        Self::injecting_at(it, 2, calls, what)
+    }
+
+    /// The same around the CRIU that is started for the time of that number.
+    fn injecting_at(it: &Context, time: u32, calls: &str, what: &str) -> Self {
         let strace = format!("strace -D -o /dev/null -e trace={calls} -e inject={calls}:{what}");
-        Self::new(it, &format!("[ $time = 2 ] && criu=({strace} \"${{criu[@]}}\")"))
+        Self::new(it, &format!("[ $time = {time} ] && criu=({strace} \"${{criu[@]}}\")"))
     }
 
     /// How often it was started.
@@ -113,6 +124,154 @@ fn a_criu_that_is_killed_while_it_probes_the_kernel_makes_no_image() {
             fs::remove_file(&criu.count).unwrap();
             it.nothing_is_left();
         }
+    });
+}
+
+/// One step of so many; each one where there is time for the long tests.
+fn sampled(step: usize) -> usize {
+    if env::var_os("PRELOADED_CRIU_TEST_LONG").is_some() { 1 } else { step }
+}
+
+#[test]
+fn a_criu_that_is_killed_at_any_step_of_a_dump_leaves_the_old_image() {
+    for_makers(|it| {
+        let snapshot = || it.snapshot(image::arguments(it.seat, Recipe::Plain)).args(["--force"]);
+        snapshot().run().succeeds();
+        let old = it.work().join("snap.img");
+        let inode = || fs::metadata(&old).unwrap().ino();
+        let runs = || {
+            let run = it.program(["run"]).args([&old]).args(["-c", "print('ran')"]).run();
+            assert_eq!(run.succeeds().text(), "ran\n");
+        };
+        // It stops its process and looks at it; puts code of its own into it, which it then speaks
+        // with; takes its memory; writes its files, each line of its log and its answer.
+        for (call, step, least) in [
+            ("ptrace", 23, 40),
+            ("wait4", 5, 8),
+            ("sendto", 11, 10),
+            ("recvfrom", 11, 10),
+            ("splice", 29, 20),
+            ("unlinkat", 5, 4),
+            ("write", 250, 400),
+        ] {
+            let mut died = 0;
+            for number in (1..).step_by(sampled(step)) {
+                let before = inode();
+                let criu = Interposed::injecting(it, call, &format!("signal=KILL:when={number}"));
+                let outcome = snapshot().env("PRELOADED_CRIU_CRIU", &criu.program).run();
+                assert_eq!(criu.times(), 2, "{call} {number}: {outcome:?}");
+                for file in [&criu.program, &criu.count] {
+                    fs::remove_file(file).unwrap();
+                }
+                if outcome.status.success() {
+                    // There are no more of these.
+                    assert_ne!(inode(), before, "{call} {number}");
+                    break;
+                }
+                outcome.is_refused(&["CRIU ended before its work was done", "SIGKILL"]);
+                assert_eq!(inode(), before, "{call} {number}: the old image is there");
+                let beside = fs::read_dir(it.work()).unwrap().count();
+                assert_eq!(beside, 1, "{call} {number}");
+                it.nothing_is_left();
+                died = number;
+            }
+            assert!(died >= least.min(1 + least / step * step), "{call}: {died}");
+            runs();
+        }
+        snapshot().run().succeeds();
+        runs();
+    });
+}
+
+#[test]
+fn a_criu_that_is_killed_at_a_request_or_a_notification() {
+    as_root(|it| {
+        let native = it.image(Recipe::Lively);
+        // What it is asked first is its version. Each message is looked at and then read.
+        let killed = |time: u32, number: usize, run: &dyn Fn(&Interposed) -> Outcome| {
+            let what = format!("signal=KILL:when={number}");
+            let criu = Interposed::injecting_at(it, time, "recvfrom", &what);
+            let outcome = run(&criu);
+            if !outcome.status.success() {
+                let words: &[&str] =
+                    if time == 1 { &["criu"] } else { &["CRIU ended before its work was done"] };
+                outcome.is_refused(&[words, &["SIGKILL"]].concat());
+            }
+            assert!(criu.times() >= usize::try_from(time).unwrap(), "{outcome:?}");
+            fs::remove_file(&criu.count).unwrap();
+            it.nothing_is_left();
+            outcome
+        };
+        let run = |criu: &Interposed| criu.run(it, &native, "print('ran')").run();
+        let snapshot = |criu: &Interposed| {
+            let snapshot = it.snapshot(["--output", "snap.img"]);
+            let outcome = snapshot.env("PRELOADED_CRIU_CRIU", &criu.program).run();
+            assert_eq!(it.work().join("snap.img").exists(), outcome.status.success());
+            outcome
+        };
+        for number in 1..=2 {
+            killed(1, number, &run).is_refused(&[]);
+            killed(1, number, &snapshot).is_refused(&[]);
+            killed(2, number, &snapshot).is_refused(&[]);
+        }
+        // The request of a restore, and the answers to four notifications: before and after the
+        // process is there, before and after it goes on.
+        let outcomes: Vec<Outcome> = (1..=11).map(|number| killed(2, number, &run)).collect();
+        let (last, deaths) = outcomes.split_last().unwrap();
+        assert_eq!(last.text(), "ran\n", "there is an eleventh: {last:?}");
+        for outcome in deaths {
+            assert!(!outcome.status.success() || outcome.text() == "ran\n", "{outcome:?}");
+        }
+        assert!(deaths.iter().filter(|outcome| !outcome.status.success()).count() >= 6);
+        assert_eq!(plain(it, native.clone()).run().succeeds().text(), "ran\n");
+    });
+}
+
+#[test]
+fn a_disk_that_fills_while_criu_writes_leaves_the_old_image() {
+    as_root(|it| {
+        let place = it.work().join("place");
+        fs::create_dir(&place).unwrap();
+        let output = it.work().join("snap.img");
+        let snapshot = || {
+            it.snapshot(image::arguments(it.seat, Recipe::Plain))
+                .args(["--force", "--output"])
+                .args([&output])
+        };
+        snapshot().run().succeeds();
+        let mut refused = 0;
+        for left in [0, 4, 64, 512, 2048, 8192] {
+            let before = fs::metadata(&output).unwrap().ino();
+            // Somebody else takes the room when it was found to be enough.
+            let lines = format!(
+                "[ $time = 2 ] && head -c $((($(stat -f -c '%a * %S' {0}) - {left} * 1024) / 4096 * 4096)) \
+                 /dev/zero >{0}/full",
+                place.display()
+            );
+            let criu = Interposed::new(it, &lines);
+            let script = format!(
+                "mount -t tmpfs -o size=60m none {0}; \"$@\"; status=$?; ls -A {0}; exit $status",
+                place.display()
+            );
+            let outcome = snapshot()
+                .env("PRELOADED_CRIU_CRIU", &criu.program)
+                .env("TMPDIR", &place)
+                .through(["unshare", "--mount", "sh", "-c", &script, "sh"])
+                .run();
+            assert_eq!(outcome.text(), "full\n", "{left} kB: {outcome:?}");
+            assert_eq!(criu.times(), 2, "{left} kB: {outcome:?}");
+            fs::remove_file(&criu.count).unwrap();
+            if !outcome.status.success() {
+                outcome.is_refused(&["No space left on device", "TMPDIR"]);
+                assert_eq!(fs::metadata(&output).unwrap().ino(), before, "{left} kB");
+                refused += 1;
+            }
+            it.nothing_is_left();
+        }
+        assert!(refused >= 4, "{refused}");
+        let run = it.program(["run"]).args([&output]).args(["-c", "print('ran')"]).run();
+        assert_eq!(run.succeeds().text(), "ran\n");
+        snapshot().run().succeeds();
     });
 }
 
@@ -358,5 +517,23 @@ fn control_c_that_is_ignored_does_not_end_a_run_by_criu() {
             terminal.wait_for("True ran\r\n");
         });
         assert!(seen.status.success(), "{seen:?}");
+    });
+}
+
+#[test]
+#[ignore = "CRIU may wait for ever for a trap whose status its own handler of SIGCHLD has taken"]
+fn who_is_continued_while_criu_restores_runs() {
+    as_root(|it| {
+        let image = it.image(Recipe::Plain);
+        for moment in 0..100 {
+            let running = plain(it, image.clone()).through(["setsid", "--wait"]).spawn();
+            let group = Pid::from_raw(i32::try_from(running.pid).unwrap());
+            thread::sleep(Duration::from_micros(8000 + moment * 300));
+            // CRIU, and what it restores, are in the group by then, as with `fg` in a shell.
+            let _ = killpg(group, Signal::SIGCONT);
+            let outcome = running.finish();
+            assert_eq!(outcome.text(), "ran\n", "{moment}: {outcome:?}");
+            it.nothing_is_left();
+        }
     });
 }

@@ -12,7 +12,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::support::image::{arguments, copy};
 use crate::support::{
-    Context, Engine, Outcome, Recipe, as_root, everywhere, for_everyone, for_makers, once, shared,
+    Context, Engine, Outcome, Recipe, Who, as_root, everywhere, for_everyone, for_makers, once,
+    shared,
 };
 
 const HEADER: usize = 4096;
@@ -371,7 +372,7 @@ fn images_that_others_could_have_written() {
             run(user, &image).is_refused(&["copy.img", "12345"]);
             user.own(&image);
             fs::set_permissions(&image, Permissions::from_mode(0o000)).unwrap();
-            if user.seat.who != crate::support::Who::Root {
+            if user.seat.who != Who::Root {
                 run(user, &image).is_refused(&["copy.img"]);
             }
         });
@@ -709,6 +710,9 @@ fn too_few_descriptors_or_too_little_memory() {
             }
             outcome.is_refused(&[]);
             assert_eq!(outcome.text(), "", "{limit}");
+            if limit.starts_with("ulimit -n") {
+                outcome.is_refused(&["open files", "ulimit -n"]);
+            }
             if limit.starts_with("ulimit -d") {
                 outcome.is_refused(&["memory of its own", "ulimit -d", "limit"]);
             }
@@ -743,6 +747,49 @@ fn a_snapshot_with_too_little_memory_says_so() {
             it.snapshot(["--import", "json", "--force"]).shell(&line).run().succeeds();
             assert_eq!(run(it, &it.work().join("snap.img")).succeeds().text(), "ran\n", "{limit}");
         }
+    });
+}
+
+#[test]
+fn a_snapshot_with_too_few_descriptors_says_so() {
+    for_makers(|it| {
+        let snapshot = |limit: u32| {
+            let snapshot = it.snapshot(arguments(it.seat, Recipe::Nothing)).args(["--force"]);
+            snapshot.shell(&format!(r#"ulimit -n {limit}; exec "$@""#)).run()
+        };
+        snapshot(1024).succeeds();
+        let image = it.work().join("snap.img");
+        let content = || crate::support::image::digest(&image);
+        // The launcher, python, CRIU: each has too few, at every step on the way.
+        for limit in [4, 6, 8, 9, 10, 12, 16, 64, 200, 205, 211, 213, 214, 215, 216] {
+            let before = content();
+            let outcome = snapshot(limit);
+            if outcome.status.success() {
+                assert!(limit > 200, "{limit}");
+                continue;
+            }
+            outcome.is_refused(&["Too many open files", "ulimit -n"]);
+            assert_eq!(content(), before, "{limit}: the old image is there");
+            assert_eq!(fs::read_dir(it.work()).unwrap().count(), 1, "{limit}");
+            it.nothing_is_left();
+            assert_eq!(run(it, &image).succeeds().text(), "ran\n", "{limit}");
+        }
+        snapshot(1024).succeeds();
+        assert_eq!(run(it, &image).succeeds().text(), "ran\n");
+    });
+}
+
+#[test]
+fn where_proc_is_not_mounted() {
+    as_root(|it| {
+        let image = it.image(Recipe::Plain);
+        let without =
+            ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /proc; exec \"$@\"", "sh"];
+        let run = it.program(["run"]).args([&image]).args(["-c", "print('ran')"]);
+        run.through(without).run().is_refused(&["/proc", "mount"]);
+        let snapshot = it.snapshot(arguments(it.seat, Recipe::Nothing));
+        snapshot.through(without).run().is_refused(&["mount /proc"]);
+        assert!(!it.work().join("snap.img").exists());
     });
 }
 
@@ -817,5 +864,111 @@ fn a_pipe_in_the_place_of_a_file() {
         mkfifo(&notes, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let options = [Engine::Criu.option(), ["--check", "off"]].concat();
         reads(it, &image, &options).run().is_refused(&["notes", "pipe"]);
+    });
+}
+
+/// The directory that commands are run in is gone, or there is none of what programs usually find.
+#[test]
+fn surroundings_that_are_not_there() {
+    for_everyone(|it| {
+        let image = it.image(Recipe::Plain);
+        let gone = "mkdir gone && cd gone && rmdir ../gone && exec \"$@\"";
+        for engine in engines(it) {
+            let run = it.program(["run"]).args(engine.option()).args([&image]);
+            let run = run.args(["-c", "print('ran')"]);
+            let relative = it.program(["run"]).args(engine.option()).args(["../copy.img"]);
+            copy(it, Recipe::Plain, "copy.img");
+            let bare = run.clone().without("HOME").without("PATH").without("TMPDIR");
+            for command in [
+                run.clone().shell(gone),
+                relative.args(["-c", "print('ran')"]).shell(gone),
+                bare.without("LANG").without("TERM"),
+                run.clone().shell("HOME=/no/such TMPDIR=/no/such PATH= exec \"$@\""),
+            ] {
+                assert_eq!(command.run().succeeds().text(), "ran\n", "{engine:?}");
+            }
+        }
+        let inspect = it.program(["inspect"]).args([&image]).shell(gone);
+        inspect.run().succeeds();
+    });
+    for_makers(|it| {
+        let snapshot = it.snapshot(arguments(it.seat, Recipe::Nothing));
+        let gone = "mkdir gone && cd gone && rmdir ../gone && exec \"$@\"";
+        snapshot.clone().args(["--output", "x.img"]).shell(gone).run().is_refused(&["x.img"]);
+        let output = it.work().join("y.img");
+        let absolute = snapshot.args(["--force", "--output"]).args([&output]);
+        for command in [
+            absolute.clone().shell(gone),
+            absolute.clone().shell("unset HOME; PATH= exec \"$@\""),
+            absolute.clone().shell("exec \"$@\" <&- >&- 2>&-"),
+            absolute.shell("exec \"$@\" </dev/full >/dev/full 2>/dev/full"),
+        ] {
+            command.run().succeeds();
+            assert_eq!(run(it, &output).succeeds().text(), "ran\n");
+            fs::remove_file(&output).unwrap();
+        }
+    });
+}
+
+#[test]
+fn output_that_cannot_be_written() {
+    for_everyone(|it| {
+        let image = it.image(Recipe::Plain);
+        let image = image.to_str().unwrap();
+        for arguments in [
+            &["--help"][..],
+            &["--version"],
+            &["run", "--help"],
+            &["inspect", image],
+            &["inspect", "--json", image],
+            &["doctor", "run"],
+            &["doctor", "run", "--json"],
+        ] {
+            let outcome = it.program(arguments).shell("exec \"$@\" >/dev/full").run();
+            outcome.is_refused(&["standard output", "No space left on device"]);
+        }
+        for engine in engines(it) {
+            // As python says it.
+            let code = it.code("print('x')").by(*engine);
+            code.clone().shell("exec \"$@\" >/dev/full").is_as_stock();
+            code.clone().shell("exec \"$@\" >&-").is_as_stock();
+            code.shell("exec \"$@\" >/dev/full 2>&1").is_as_stock();
+        }
+    });
+}
+
+/// The engines that this one can run an image by.
+fn engines(it: &Context) -> &'static [Engine] {
+    match it.seat.who {
+        Who::Root => &[Engine::Native, Engine::Criu],
+        _ => &[Engine::Native],
+    }
+}
+
+#[test]
+fn an_interrupt_at_any_moment() {
+    once(|it| {
+        let image = it.image(Recipe::Plain);
+        for engine in engines(it) {
+            let command = it.program(["run"]).args(engine.option()).args([&image]);
+            let command = command.args(["-c", "print('ran')"]);
+            let mut ended = 0;
+            for moment in 0..120 {
+                let running = command.spawn();
+                std::thread::sleep(Duration::from_micros(match engine {
+                    Engine::Native => moment * 250,
+                    Engine::Criu => moment * 1200,
+                }));
+                running.signal(nix::sys::signal::Signal::SIGINT);
+                let outcome = running.finish();
+                let signal = std::os::unix::process::ExitStatusExt::signal(&outcome.status);
+                // By that signal, as an interpreter that starts, or at the script's end.
+                let interrupted = signal == Some(nix::libc::SIGINT);
+                assert!(interrupted || outcome.status.success(), "{moment}: {outcome:?}");
+                ended += usize::from(interrupted);
+            }
+            assert!(ended > 0, "{engine:?}");
+            it.nothing_is_left();
+        }
     });
 }

@@ -167,6 +167,38 @@ fn ten_at_once_make_one_image() {
 }
 
 #[test]
+fn ten_at_once_make_an_old_image_anew_once() {
+    for_makers(|it| {
+        let log = it.home().join("log");
+        it.file("noted.py", format!("open({log:?}, 'a').write('made\\n')"));
+        let image = it.home().join("made.img");
+        let made = [
+            "--max-age",
+            "2h",
+            "--import",
+            "ctypes",
+            "--exec",
+            "noted.py",
+            image.to_str().unwrap(),
+        ];
+        let starter = starter(it, &made);
+        is_thawed(use_it(it, &starter));
+        let before = fs::metadata(&image).unwrap().ino();
+        let old = SystemTime::now() - Duration::from_secs(3 * 3600);
+        fs::File::options().write(true).open(&image).unwrap().set_modified(old).unwrap();
+        let all: Vec<_> =
+            (0..10).map(|_| it.command(&starter).args(["-c", ORIGIN]).spawn()).collect();
+        // Who does not make it runs the one that is there.
+        for running in all {
+            is_thawed(running.finish());
+        }
+        assert_ne!(fs::metadata(&image).unwrap().ino(), before);
+        assert_eq!(fs::read_to_string(&log).unwrap(), "made\nmade\n");
+        is_thawed(use_it(it, &starter));
+    });
+}
+
+#[test]
 fn an_image_that_is_out_of_date_is_made_again() {
     for_makers(|it| {
         // Another name of the same length, which no file has.

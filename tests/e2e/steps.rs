@@ -4,7 +4,7 @@
 //!
 //! A sample of the calls; all of them with `PRELOADED_CRIU_TEST_LONG`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +15,9 @@ use nix::libc;
 
 use crate::support::image::{arguments, copy};
 use crate::support::run::{Command, Running};
-use crate::support::{Context, Engine, Outcome, Recipe, as_root, everywhere, for_makers, once};
+use crate::support::{
+    Context, Engine, Outcome, Recipe, Who, as_root, everywhere, for_makers, once,
+};
 
 const SCRIPT: &str = "print('ran')";
 
@@ -38,7 +40,8 @@ struct Call {
     name: String,
     nth: usize,
     phase: Phase,
-    #[expect(dead_code, reason = "told where a test fails")]
+    /// The standard library reads two pipes with it at once, and makes something of each error.
+    of_two_pipes: bool,
     line: String,
 }
 
@@ -52,8 +55,8 @@ impl Call {
             .into()
     }
 
-    /// An error that this call really has.
-    fn error(&self) -> String {
+    /// An error that this call really has, and what it is called.
+    fn error(&self) -> (String, &'static str) {
         let error = match self.name.as_str() {
             "open" | "openat" | "memfd_create" | "fcntl" | "pipe2" | "socketpair" | "signalfd4" => {
                 "EMFILE"
@@ -66,7 +69,15 @@ impl Call {
             "prctl" | "ioctl" => "EPERM",
             _ => "ENOMEM",
         };
-        format!("error={error}")
+        let words = match error {
+            "EMFILE" => "Too many open files",
+            "EIO" => "Input/output error",
+            "ENOSPC" => "No space left on device",
+            "EAGAIN" => "Resource temporarily unavailable",
+            "EPERM" => "Operation not permitted",
+            _ => "Cannot allocate memory",
+        };
+        (format!("error={error}"), words)
     }
 }
 
@@ -109,6 +120,7 @@ fn calls(it: &Context, command: &Command<'_>) -> Vec<Call> {
     let mut counts = BTreeMap::<&str, usize>::new();
     let mut found = Vec::new();
     let mut phase = None;
+    let mut pipes = BTreeSet::new();
     for line in text.lines() {
         let Some((name, rest)) = line.split_once('(') else { continue };
         if !name.bytes().all(|letter| letter.is_ascii_alphanumeric() || letter == b'_') {
@@ -126,10 +138,17 @@ fn calls(it: &Context, command: &Command<'_>) -> Vec<Call> {
         if name == "write" && rest.starts_with("1, \"ran") {
             break;
         }
+        let descriptor = rest.split([',', ')']).next().unwrap_or_default();
+        if name == "ioctl" && rest.contains("FIONBIO") {
+            pipes.insert(descriptor);
+        } else if name == "close" {
+            pipes.remove(descriptor);
+        }
         if let Some(phase) = phase {
+            let of_two_pipes = name == "read" && pipes.contains(descriptor);
             // The first exec is strace's own, and none of the program's.
             let nth = counts[name] - usize::from(name == "execve");
-            found.push(Call { name: name.into(), nth, phase, line: line.into() });
+            found.push(Call { name: name.into(), nth, phase, of_two_pipes, line: line.into() });
         }
         phase = match (phase, name) {
             (Some(Phase::Launcher), "execve") => Some(Phase::Loader),
@@ -143,7 +162,7 @@ fn calls(it: &Context, command: &Command<'_>) -> Vec<Call> {
 
 /// At most so many calls of each name, the first and the last among them.
 fn some(calls: Vec<Call>, most: usize) -> Vec<Call> {
-    if env::var_os("PRELOADED_CRIU_TEST_LONG").is_some() {
+    if is_long() {
         return calls;
     }
     let mut by_name = BTreeMap::<(String, u8), Vec<Call>>::new();
@@ -176,6 +195,17 @@ fn is_told(outcome: &Outcome) -> bool {
         && !errors.contains("panicked")
 }
 
+/// Where there is time for all that can be, and not a sample of it.
+fn is_long() -> bool {
+    env::var_os("PRELOADED_CRIU_TEST_LONG").is_some()
+}
+
+/// A fault that has not come is shown by nothing: most of them must have done something.
+#[track_caller]
+fn most(of: &str, felt: usize, all: usize) {
+    assert!(felt * 10 >= all * 8, "{of}: {felt} of {all}");
+}
+
 fn is_right(outcome: &Outcome) -> bool {
     outcome.status.success() && outcome.text() == "ran\n" && outcome.errors().is_empty()
 }
@@ -189,20 +219,37 @@ fn every_call_of_a_run_fails() {
         for phase in [Phase::Launcher, Phase::Loader, Phase::Restorer, Phase::Thawed] {
             assert!(calls.iter().any(|call| call.phase == phase), "{phase:?}");
         }
+        let mut told = BTreeMap::<u8, BTreeSet<String>>::new();
         for call in some(calls, 10) {
             // Close is here, because the restorer closes descriptors that must not stay.
             if call.name != "close" && NEVER_FAIL.contains(&call.name.as_str()) {
                 continue;
             }
-            let outcome = command.clone().through(call.inject(&call.error())).run();
+            let (error, words) = call.error();
+            let outcome = command.clone().through(call.inject(&error)).run();
             let well = match call.phase {
-                Phase::Launcher | Phase::Restorer => is_right(&outcome) || is_told(&outcome),
+                // It says which error it was.
+                Phase::Launcher => {
+                    is_right(&outcome) || is_told(&outcome) && outcome.errors().contains(words)
+                }
+                Phase::Restorer => is_right(&outcome) || is_told(&outcome),
                 // The loader and the interpreter say in their own words what they lack.
                 Phase::Loader | Phase::Thawed => {
                     !outcome.status.success() || outcome.text() == "ran\n"
                 }
             };
             assert!(well, "{call:?}: {outcome:?}");
+            if !outcome.status.success() {
+                told.entry(call.phase as u8).or_default().insert(call.name.clone());
+            }
+        }
+        // Without an error that was felt, nothing was tried.
+        for (phase, names) in [
+            (Phase::Launcher, &["openat", "pread64", "statx", "memfd_create", "execve"][..]),
+            (Phase::Restorer, &["mmap", "munmap", "open", "pread64", "clone", "rt_sigaction"]),
+        ] {
+            let told = &told[&(phase as u8)];
+            assert!(names.iter().all(|name| told.contains(*name)), "{phase:?}: {told:?}");
         }
         works(it, &image);
         it.nothing_is_left();
@@ -215,19 +262,62 @@ fn no_more_mappings_are_to_be_had() {
         let image = it.image(Recipe::Plain);
         let command = run(it, &image, Engine::Native);
         let calls = calls(it, &command);
-        let maps: Vec<&Call> = calls
-            .iter()
-            .filter(|call| call.name == "mmap" && call.phase == Phase::Restorer)
-            .collect();
-        // From one of them on, each fails, as behind vm.max_map_count or an overcommit limit.
-        for call in [maps[0], maps[1], maps[maps.len() / 2], maps[maps.len() - 1]] {
-            let from = format!("inject=mmap:error=ENOMEM:when={}+", call.nth);
-            let strace = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=mmap", "-e", &from];
-            let outcome = command.clone().through(strace).run();
-            assert!(is_told(&outcome), "{call:?}: {outcome:?}");
+        for name in ["mmap", "munmap", "mremap"] {
+            let of_name = |call: &&Call| call.name == name && call.phase == Phase::Restorer;
+            let maps: Vec<&Call> = calls.iter().filter(of_name).collect();
+            let mut chosen = vec![maps[0], maps[1], maps[maps.len() / 2], maps[maps.len() - 1]];
+            if is_long() {
+                chosen.clone_from(&maps);
+            }
+            // From one of them on, each fails, as behind vm.max_map_count or an overcommit limit.
+            for call in chosen {
+                let from = format!("inject={name}:error=ENOMEM:when={}+", call.nth);
+                let trace = format!("trace={name}");
+                let strace = ["strace", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &from];
+                let outcome = command.clone().through(strace).run();
+                assert!(is_told(&outcome), "{call:?}: {outcome:?}");
+            }
         }
         works(it, &image);
     });
+}
+
+/// A setting of the whole machine. It is as before when this goes, also where the tests are killed.
+struct Sysctl {
+    /// At the end of its input it writes what was there.
+    keeper: std::process::Child,
+}
+
+impl Sysctl {
+    /// `None` where nobody may change it, as in most containers.
+    fn set(settings: &[(&str, u64)]) -> Option<Self> {
+        let path = |name: &str| format!("/proc/sys/vm/{name}");
+        let mut back = vec!["trap '' HUP INT TERM; read -r _".to_owned()];
+        for (name, _) in settings.iter().rev() {
+            let before = fs::read_to_string(path(name)).ok()?;
+            // Each of overcommit_kbytes and overcommit_ratio is 0 where the other one is set.
+            if before.trim() != "0" || *name == "overcommit_memory" {
+                back.push(format!("echo {} >{}", before.trim(), path(name)));
+            }
+        }
+        let keeper = std::process::Command::new("sh")
+            .args(["-c", &back.join("; ")])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let setting = Self { keeper };
+        settings
+            .iter()
+            .all(|(name, value)| fs::write(path(name), value.to_string()).is_ok())
+            .then_some(setting)
+    }
+}
+
+impl Drop for Sysctl {
+    fn drop(&mut self) {
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
+    }
 }
 
 #[test]
@@ -235,12 +325,16 @@ fn a_run_is_killed_at_every_call() {
     once(|it| {
         let image = it.image(Recipe::Lively);
         let command = run(it, &image, Engine::Native);
-        for call in some(calls(it, &command), 6) {
+        let calls = some(calls(it, &command), 6);
+        let mut deaths = 0;
+        for call in &calls {
             let outcome = command.clone().through(call.inject("signal=KILL")).run();
             // How often threads wait for each other depends on who is faster.
             let killed = outcome.status.signal() == Some(libc::SIGKILL);
             assert!(killed || is_right(&outcome), "{call:?}: {outcome:?}");
+            deaths += usize::from(killed);
         }
+        most("killed", deaths, calls.len());
         it.nothing_is_left();
         works(it, &image);
     });
@@ -252,19 +346,23 @@ fn the_launcher_of_a_criu_run_is_killed() {
         let image = it.image(Recipe::Lively);
         let command = run(it, &image, Engine::Criu);
         let calls = calls(it, &command);
-        let step = if env::var_os("PRELOADED_CRIU_TEST_LONG").is_some() { 1 } else { 40 };
+        let step = if is_long() { 1 } else { 40 };
         let between = |call: &&Call| {
             // Where there are processes, and files of theirs.
             ["clone", "clone3", "memfd_create", "sendmsg", "mkdir", "wait4", "waitid"]
                 .contains(&call.name.as_str())
         };
-        let sample = calls.iter().step_by(step).chain(calls.iter().filter(between));
-        for call in sample {
+        let sample: Vec<&Call> =
+            calls.iter().step_by(step).chain(calls.iter().filter(between)).collect();
+        let mut deaths = 0;
+        for call in &sample {
             let outcome = command.clone().through(call.inject("signal=KILL")).run();
             // How many calls there are depends a little on who is faster.
             let killed = outcome.status.signal() == Some(libc::SIGKILL);
             assert!(killed || is_right(&outcome), "{call:?}: {outcome:?}");
+            deaths += usize::from(killed);
         }
+        most("killed", deaths, sample.len());
         it.nothing_is_left();
         works(it, &image);
         assert!(is_right(&run(it, &image, Engine::Criu).run()));
@@ -288,21 +386,24 @@ fn look(it: &Context, image: &Path) -> (u64, Vec<String>) {
 
 #[test]
 fn a_snapshot_is_killed_at_every_call() {
-    once(|it| {
+    // An ordinary user's is made in namespaces, which end with it.
+    for_makers(|it| {
         snapshot(it).run().succeeds();
         let image = it.work().join("snap.img");
         let all = calls(it, &snapshot(it));
-        let step =
-            if env::var_os("PRELOADED_CRIU_TEST_LONG").is_some() { 1 } else { all.len() / 12 };
+        let step = if is_long() { 1 } else { all.len() / 12 };
         let last = |name: &str| all.iter().rev().find(|call| call.name == name);
         let chosen = ["linkat", "renameat", "fsync", "pwrite64", "recvmsg", "sendmsg", "clone"];
         let sample = all.iter().step_by(step).chain(chosen.iter().filter_map(|name| last(name)));
-        for call in sample {
+        let sample: Vec<&Call> = sample.collect();
+        let mut deaths = 0;
+        for call in &sample {
             let (before, _) = look(it, &image);
             let outcome = snapshot(it).through(call.inject("signal=KILL")).run();
             // How many calls there are depends a little on who is faster.
             let killed = outcome.status.signal() == Some(libc::SIGKILL);
             assert!(killed || outcome.status.success(), "{call:?}: {outcome:?}");
+            deaths += usize::from(killed);
             let (after, mut beside) = look(it, &image);
             let was_renamed = !killed
                 || all.iter().any(|each| {
@@ -318,6 +419,7 @@ fn a_snapshot_is_killed_at_every_call() {
             }
             assert!(beside.is_empty(), "{call:?}: {beside:?}");
         }
+        most("killed", deaths, sample.len());
         it.nothing_is_left();
         snapshot(it).run().succeeds();
     });
@@ -342,23 +444,34 @@ fn calls_of_a_snapshot_fail() {
         let image = it.work().join("snap.img");
         let mut all = calls(it, &snapshot(it));
         all.retain(|call| !NEVER_FAIL.contains(&call.name.as_str()));
-        // The standard library makes something of each error of these two when it reads two pipes.
-        all.retain(|call| call.name != "read" && call.name != "statx");
+        all.retain(|call| !call.of_two_pipes);
         let mut right = 0;
+        let mut told = BTreeSet::new();
         for call in some(all, 2) {
             let (before, _) = look(it, &image);
-            let outcome = snapshot(it).through(call.inject(&call.error())).run();
+            let (error, words) = call.error();
+            let outcome = snapshot(it).through(call.inject(&error)).run();
             let (after, beside) = look(it, &image);
             if outcome.status.success() {
                 right += 1;
             } else {
                 assert!(is_told(&outcome), "{call:?}: {outcome:?}");
-                outcome.is_refused(&[]);
+                // The end of a directory is found by the same call as its entries, and a file that
+                // cannot be looked at is none.
+                let is_looking = ["getdents64", "statx"].contains(&call.name.as_str());
+                let words = if is_looking { "" } else { words };
+                outcome.is_refused(&[words]);
                 assert!(after == before, "{call:?}: {outcome:?}");
+                told.insert(call.name.clone());
             }
             assert!(beside.is_empty(), "{call:?}: {beside:?}");
         }
         assert!(right > 0);
+        for name in
+            ["openat", "read", "pread64", "pwrite64", "write", "ftruncate", "fsync", "mkdir"]
+        {
+            assert!(told.contains(name), "{name} is not among {told:?}");
+        }
         it.nothing_is_left();
     });
 }
@@ -381,12 +494,38 @@ fn disks_of_every_size() {
                 .through(["unshare", "--mount", "sh", "-c", &script, "sh"])
                 .run()
         };
-        for kilobytes in [4, 64, size / 2, size - 200] {
-            let outcome = at(kilobytes);
+        let mut sizes = vec![4, 64, size / 2, size - 200];
+        if is_long() {
+            sizes = (4..size - 200).step_by(128).collect();
+        }
+        for kilobytes in &sizes {
+            let outcome = at(*kilobytes);
             outcome.is_refused(&["room"]);
             assert_eq!(outcome.text(), "", "nothing is left on a disk of {kilobytes} kB");
         }
         assert_eq!(at(size + 2000).succeeds().text(), "snap.img\n");
+        // Where the old image takes the room, it stays as it was.
+        let old = it.image(Recipe::Nothing);
+        let beside = |kilobytes: u64| {
+            let script = format!(
+                "mount -t tmpfs -o size={}k none {place}; cp --sparse=always {old} {place}/snap.img; \
+                 \"$@\"; status=$?; ls -A {place}; cmp {old} {place}/snap.img >&2 && echo old; exit $status",
+                size + 64 + kilobytes,
+                place = place.display(),
+                old = old.display(),
+            );
+            it.snapshot(arguments(it.seat, Recipe::Nothing))
+                .args(["--force", "--output"])
+                .args([&output])
+                .through(["unshare", "--mount", "sh", "-c", &script, "sh"])
+                .run()
+        };
+        for kilobytes in sizes {
+            let outcome = beside(kilobytes);
+            outcome.is_refused(&["room"]);
+            assert_eq!(outcome.text(), "snap.img\nold\n", "{kilobytes} kB: {outcome:?}");
+        }
+        assert_eq!(beside(size + 2000).text(), "snap.img\n");
     });
 }
 
@@ -394,16 +533,172 @@ fn disks_of_every_size() {
 fn no_room_in_memory_for_crius_files() {
     as_root(|it| {
         let image = it.image(Recipe::Plain);
-        let script = "mount -t tmpfs -o size=16k none /dev/shm; \"$@\"; status=$?; ls -A /dev/shm; exit $status";
-        let within = |command: Command<'_>| {
-            command.through(["unshare", "--mount", "sh", "-c", script, "sh"]).run()
+        // Both places where it could be.
+        let within = |kilobytes: u64, command: Command<'_>| {
+            let script = format!(
+                "for place in /run /dev/shm; do mount -t tmpfs -o size={kilobytes}k none $place; done; \
+                 \"$@\"; status=$?; ls -A /run /dev/shm | grep -v -e : -e ^$ -e ^mount$ -e '^preloaded-criu\\(-0\\)\\?$'; \
+                 exit $status"
+            );
+            command.through(["unshare", "--mount", "sh", "-c", &script, "sh"]).run()
         };
-        let outcome = within(run(it, &image, Engine::Criu));
-        if !outcome.status.success() {
-            outcome.is_refused(&["shm"]);
-            assert_eq!(outcome.text(), "");
+        let mut refused = 0;
+        for kilobytes in [4, 8, 16, 32, 64, 128, 256, 512, 20_000] {
+            let outcome = within(kilobytes, run(it, &image, Engine::Criu));
+            if outcome.status.success() {
+                assert_eq!(outcome.text(), "ran\n", "{kilobytes} kB: {outcome:?}");
+            } else {
+                outcome.is_refused(&["/run/preloaded-criu-", "No space left on device", "room"]);
+                assert_eq!(outcome.text(), "", "{kilobytes} kB: {outcome:?}");
+                refused += 1;
+            }
+            let native = within(kilobytes, run(it, &image, Engine::Native));
+            assert_eq!(native.succeeds().text(), "ran\n", "{kilobytes} kB");
         }
-        assert_eq!(within(run(it, &image, Engine::Native)).succeeds().text(), "ran\n");
+        assert!((2..9).contains(&refused), "{refused}");
+        it.nothing_is_left();
+    });
+}
+
+/// Mappings by the thousand, which do not become one.
+const MANY: &str = "import mmap\n\
+    def one(number):\n\
+    \x20   protection = mmap.PROT_READ | (mmap.PROT_WRITE if number % 2 else 0)\n\
+    \x20   return mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, protection)\n\
+    kept = [one(number) for number in range(6000)]\n";
+
+#[test]
+fn limits_of_the_whole_machine() {
+    // Other programs feel them too, if only for moments and with room to spare.
+    if !is_long() {
+        return;
+    }
+    as_root(|it| {
+        it.file("many.py", MANY);
+        let made = || {
+            it.snapshot(arguments(it.seat, Recipe::Nothing)).args(["--import", "many", "--force"])
+        };
+        made().run().succeeds();
+        let many = it.work().join("snap.img");
+        let plain = it.image(Recipe::Plain);
+        let few = Sysctl::set(&[("max_map_count", 3000)]);
+        let Some(few) = few else { return };
+        let told: Vec<Outcome> =
+            [Engine::Native, Engine::Criu].map(|engine| run(it, &many, engine).run()).into();
+        let others: Vec<Outcome> =
+            [Engine::Native, Engine::Criu].map(|engine| run(it, &plain, engine).run()).into();
+        let snapshot = made().run();
+        drop(few);
+        for outcome in told {
+            outcome.is_refused(&["vm.max_map_count"]);
+        }
+        snapshot.is_refused(&["Cannot allocate memory"]);
+        for engine in [Engine::Native, Engine::Criu] {
+            assert_eq!(run(it, &many, engine).run().succeeds().text(), "ran\n");
+        }
+        // Memory is promised only as far as it is there.
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
+        let promised = meminfo.lines().find_map(|line| line.strip_prefix("Committed_AS:")).unwrap();
+        let promised: u64 = promised.trim().trim_end_matches(" kB").parse().unwrap();
+        let strict = Sysctl::set(&[
+            ("overcommit_ratio", 90),
+            ("overcommit_kbytes", promised + 4_000_000),
+            ("overcommit_memory", 2),
+        ]);
+        let strict = strict.unwrap();
+        let under = fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap();
+        let runs: Vec<Outcome> =
+            [Engine::Native, Engine::Criu].map(|engine| run(it, &plain, engine).run()).into();
+        let snapshot = snapshot_beside(it).run();
+        drop(strict);
+        assert_eq!(under.trim(), "2");
+        for outcome in others.iter().chain(&runs) {
+            assert!(is_right(outcome), "{outcome:?}");
+        }
+        snapshot.succeeds();
+        it.nothing_is_left();
+    });
+}
+
+fn snapshot_beside(it: &Context) -> Command<'_> {
+    it.snapshot(arguments(it.seat, Recipe::Nothing)).args(["--output", "beside.img"])
+}
+
+#[test]
+fn limits_of_a_run_by_criu() {
+    as_root(|it| {
+        let image = it.image(Recipe::Plain);
+        let mut refused = BTreeSet::new();
+        for (limit, words) in [
+            ("-n 8", &["open files", "ulimit -n"][..]),
+            ("-n 24", &["open files", "ulimit -n"]),
+            ("-n 210", &["open files", "ulimit -n"]),
+            ("-n 215", &["open files", "ulimit -n"]),
+            ("-n 220", &["ulimit -n"]),
+            ("-n 1000", &[]),
+            ("-v 20000", &["ulimit -v"]),
+            ("-v 4000000", &[]),
+            ("-d 1000", &["ulimit -d"]),
+            ("-d 8000", &["ulimit -d"]),
+            ("-d 1000000", &[]),
+            ("-m 0", &[]),
+            ("-s 64", &[]),
+            ("-s unlimited", &[]),
+            ("-f 0", &["ulimit -f"]),
+            ("-f 100000", &[]),
+        ] {
+            let outcome =
+                run(it, &image, Engine::Criu).shell(&format!("ulimit {limit}; exec \"$@\"")).run();
+            if outcome.status.success() {
+                assert!(is_right(&outcome), "{limit}: {outcome:?}");
+            } else {
+                assert!(!words.is_empty(), "{limit}: {outcome:?}");
+                outcome.is_refused(words);
+                assert!(!outcome.errors().contains("install"), "{limit}: {outcome:?}");
+                refused.insert(&limit[..2]);
+            }
+            it.nothing_is_left();
+        }
+        assert_eq!(refused, BTreeSet::from(["-d", "-f", "-n", "-v"]));
+        assert!(is_right(&run(it, &image, Engine::Criu).run()));
+    });
+}
+
+#[test]
+fn every_call_of_the_launcher_of_a_criu_run_fails() {
+    as_root(|it| {
+        let image = it.image(Recipe::Lively);
+        let command = run(it, &image, Engine::Criu);
+        let mut calls = calls(it, &command);
+        calls.retain(|call| !NEVER_FAIL.contains(&call.name.as_str()));
+        // There is a descriptor, or there is none.
+        calls.retain(|call| !call.line.contains("F_GETF"));
+        let mut told = BTreeSet::new();
+        for call in some(calls, 4) {
+            // What the script's own file system identity is, is told by the same call that sets it.
+            if call.name.starts_with("setfs") {
+                continue;
+            }
+            let (error, words) = call.error();
+            let outcome = command.clone().through(call.inject(&error)).run();
+            let well = is_right(&outcome) || is_told(&outcome);
+            assert!(well, "{call:?}: {outcome:?}");
+            if !outcome.status.success() {
+                // The end of a directory is found by the same call as its entries, and a file that
+                // cannot be looked at is none.
+                let is_looking = ["getdents64", "statx"].contains(&call.name.as_str());
+                let words = if is_looking { "" } else { words };
+                outcome.is_refused(&[words]);
+                told.insert(call.name);
+            }
+        }
+        for name in ["openat", "write", "sendmsg", "recvmsg", "socketpair", "memfd_create", "clone"]
+        {
+            assert!(told.contains(name), "{name} is not among {told:?}");
+        }
+        it.nothing_is_left();
+        works(it, &image);
+        assert!(is_right(&run(it, &image, Engine::Criu).run()));
     });
 }
 
@@ -412,17 +707,32 @@ fn snapshots_and_runs_of_one_image_at_once() {
     for_makers(|it| {
         snapshot(it).run().succeeds();
         let image = it.work().join("snap.img");
-        let makers: Vec<Running> = (0..2).map(|_| snapshot(it).spawn()).collect();
-        let mut runs = 0;
-        for _ in 0..3 {
+        // Two make it anew all the time; that many times it is another one while runs go on.
+        let goal = if is_long() { 200 } else { 8 };
+        let mut makers: Vec<Running> = (0..2).map(|_| snapshot(it).spawn()).collect();
+        let by_criu = it.seat.who == Who::Root;
+        let (mut runs, mut images) = (0, BTreeSet::new());
+        let mut made = 0;
+        while made < goal || runs < 60 {
+            let engine = |number: i32| match number % 4 {
+                0 if by_criu => Engine::Criu,
+                _ => Engine::Native,
+            };
             let running: Vec<Running> =
-                (0..20).map(|_| run(it, &image, Engine::Native).spawn()).collect();
+                (0..20).map(|number| run(it, &image, engine(number)).spawn()).collect();
             for each in running {
                 assert_eq!(each.finish().succeeds().text(), "ran\n");
+                images.insert(fs::metadata(&image).unwrap().ino());
                 runs += 1;
             }
+            for maker in &mut makers {
+                if maker.has_ended() {
+                    std::mem::replace(maker, snapshot(it).spawn()).finish().succeeds();
+                    made += 1;
+                }
+            }
         }
-        assert_eq!(runs, 60);
+        assert!(images.len() > 2, "it was replaced while they ran: {images:?}");
         for maker in makers {
             maker.finish().succeeds();
         }
@@ -455,5 +765,107 @@ fn addresses_that_are_taken() {
             }
         }
         works(it, &image);
+    });
+}
+
+/// Refuses what reserves room for the restorer, and nothing else: mmap(2) with its flags (seccomp(2), a filter
+/// that stays over execve).
+const NO_ROOM_ANYWHERE: &str = "import ctypes, os, struct, sys\n\
+    MMAP, FLAGS, EEXIST = 9, 0x104022, 17\n\
+    LOAD, IS, RETURN, ERRNO, ALLOW = 0x20, 0x15, 0x06, 0x50000, 0x7fff0000\n\
+    step = lambda *parts: struct.pack('HBBI', *parts)\n\
+    steps = [step(LOAD, 0, 0, 0), step(IS, 0, 3, MMAP), step(LOAD, 0, 0, 40), step(IS, 0, 1, FLAGS),\n\
+    \x20   step(RETURN, 0, 0, ERRNO + EEXIST), step(RETURN, 0, 0, ALLOW)]\n\
+    filter = ctypes.create_string_buffer(b''.join(steps))\n\
+    program = struct.pack('HxxxxxxQ', len(steps), ctypes.addressof(filter))\n\
+    prctl = ctypes.CDLL(None).prctl\n\
+    assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, program) == 0\n\
+    os.execvp(sys.argv[1], sys.argv[1:])\n";
+
+/// What comes of a command, and what strace(1) with these options writes of it.
+fn logged(it: &Context, command: Command<'_>, options: &[&str]) -> (Outcome, String) {
+    let log = it.home().join("log");
+    let strace = ["strace", "-qq", "-o", log.to_str().unwrap()];
+    let outcome = command.through(strace).through(options).run();
+    let text = fs::read_to_string(&log).unwrap();
+    fs::remove_file(log).unwrap();
+    (outcome, text)
+}
+
+#[test]
+fn an_address_that_is_taken_once_is_another_one_next_time() {
+    once(|it| {
+        let image = it.image(Recipe::Plain);
+        // What the first attempt has said to the process must not be there in the second.
+        let code =
+            "import os, sys; print(sys.argv, sorted(os.environ), os.listdir('/proc/self/fd'))";
+        let command = it.program(["run"]).args([&image]).args(["-c", code, "one", "two"]);
+        let expected = command.run().succeeds().text();
+        let trace = ["-e", "trace=mmap,execve"];
+        let (_, text) = logged(it, command.clone(), &trace);
+        let maps = text.lines().filter(|line| line.starts_with("mmap("));
+        let first = 1 + maps.take_while(|line| !line.contains("MAP_FIXED_NOREPLACE")).count();
+        // Each hole of the image is tried at seven places.
+        let mut executions = 0;
+        for tries in (7..=70).step_by(7) {
+            let last = first + tries - 1;
+            let inject = format!("inject=mmap:error=EEXIST:when={first}..{last}");
+            let (outcome, text) =
+                logged(it, command.clone(), &[&trace[..], &["-e", &inject]].concat());
+            assert_eq!(outcome.succeeds().text(), expected, "{tries}");
+            let of = |what: &str| text.lines().filter(|line| line.contains(what)).count();
+            assert_eq!(of("INJECTED"), tries, "{text}");
+            executions = of("execve(");
+            if executions > 2 {
+                break;
+            }
+        }
+        assert_eq!(executions, 3, "the launcher's, the interpreter's, and that once more");
+        works(it, &image);
+    });
+}
+
+#[test]
+fn an_address_that_is_taken_each_time_is_told() {
+    as_root(|it| {
+        let image = it.image(Recipe::Plain);
+        let without = ["/usr/bin/python3", "-c", NO_ROOM_ANYWHERE];
+        let command = run(it, &image, Engine::Native);
+        let trace = ["-e", "trace=execve"];
+        let (outcome, ordinary) = logged(it, command.clone(), &trace);
+        assert!(is_right(&outcome), "{outcome:?}");
+        let (outcome, text) = logged(it, command, &[&trace[..], &without].concat());
+        outcome.is_refused(&["an address that the image needs was taken each time"]);
+        assert_eq!(outcome.text(), "");
+        // The filter's interpreter, and sixteen attempts more than usual.
+        assert_eq!(text.lines().count(), 1 + ordinary.lines().count() + 16, "{text}");
+        // CRIU needs no room beside the image.
+        let by_criu = run(it, &image, Engine::Criu).through(without).run();
+        assert!(is_right(&by_criu), "{by_criu:?}");
+        works(it, &image);
+        it.nothing_is_left();
+    });
+}
+
+#[test]
+fn a_mapping_whose_address_is_taken_is_told() {
+    once(|it| {
+        let image = it.image(Recipe::Plain);
+        let command = run(it, &image, Engine::Native);
+        let (_, text) = logged(it, command.clone(), &["-e", "trace=mmap"]);
+        let maps = (1..).zip(text.lines().filter(|line| line.starts_with("mmap(")));
+        let placed = maps.filter(|(_, line)| line.contains("MAP_FIXED_NOREPLACE"));
+        // Without the restorer's own, for which there is another place.
+        let placed: Vec<usize> = placed.map(|(nth, _)| nth).skip(1).collect();
+        for nth in [placed[0], placed[placed.len() / 2], placed[placed.len() - 1]] {
+            let inject = format!("inject=mmap:error=EEXIST:when={nth}");
+            let options = ["-e", "trace=mmap", "-e", &inject];
+            let (outcome, text) = logged(it, command.clone(), &options);
+            assert!(text.contains("INJECTED"), "{text}");
+            outcome.is_refused(&["the address is taken (EEXIST)"]);
+            assert_eq!(outcome.text(), "");
+        }
+        works(it, &image);
+        it.nothing_is_left();
     });
 }

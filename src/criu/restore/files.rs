@@ -135,10 +135,11 @@ impl Writer<'_> {
     }
 
     fn put(&self, name: &str, bytes: &[u8]) -> Result<(), FilesError> {
-        let fail = |source| FilesError::Write { name: name.to_owned(), source };
+        let path = self.directory.join(name);
+        let fail = |source| FilesError::Write { path: path.clone(), source };
         let mut options = OpenOptions::new();
         let options = options.write(true).create_new(true).mode(0o600);
-        let mut file = options.open(self.directory.join(name)).map_err(fail)?;
+        let mut file = options.open(&path).map_err(fail)?;
         file.write_all(bytes).map_err(fail)
     }
 
@@ -326,11 +327,11 @@ impl Writer<'_> {
         copies: &[Copied],
         words: &BTreeMap<u64, u32>,
     ) -> Result<(), FilesError> {
-        let name = format!("pages-{pages_id}.img");
-        let fail = |source| FilesError::Write { name: name.clone(), source };
+        let path = self.directory.join(format!("pages-{pages_id}.img"));
+        let fail = |source| FilesError::Write { path: path.clone(), source };
         let mut options = OpenOptions::new();
         let options = options.write(true).create_new(true).mode(0o600);
-        let mut target = options.open(self.directory.join(&name)).map_err(fail)?;
+        let mut target = options.open(&path).map_err(fail)?;
         memory::write_pages(self.restore.image, copies, words, &mut target).map_err(fail)
     }
 

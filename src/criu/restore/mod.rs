@@ -106,10 +106,10 @@ pub enum FilesError {
         source: Damage,
     },
     /// The files have no place.
-    #[error("cannot write {name} for CRIU")]
+    #[error("cannot write {} for CRIU", path.display())]
     Write {
         /// The file.
-        name: String,
+        path: PathBuf,
         /// The kernel's reason.
         #[source]
         source: io::Error,

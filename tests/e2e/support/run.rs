@@ -233,6 +233,11 @@ impl Running {
         kill(self.process(), signal).unwrap();
     }
 
+    /// Whether it has ended already.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits for the end.
     pub(crate) fn finish(mut self) -> Outcome {
         drop(self.stdin.take());
