@@ -447,7 +447,7 @@ fn calls_of_a_snapshot_fail() {
         all.retain(|call| !call.of_two_pipes);
         let mut right = 0;
         let mut told = BTreeSet::new();
-        for call in some(all, 2) {
+        for call in some(all, 7) {
             let (before, _) = look(it, &image);
             let (error, words) = call.error();
             let outcome = snapshot(it).through(call.inject(&error)).run();
