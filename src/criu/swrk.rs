@@ -37,6 +37,9 @@ pub struct Worker {
     socket: OwnedFd,
 }
 
+/// How long CRIU may be silent where something has disturbed it, in milliseconds.
+const PATIENCE: u16 = 10_000;
+
 impl Worker {
     /// Both ends of a connection: ours, and the one for the program of [`Worker::program`].
     ///
@@ -138,22 +141,24 @@ impl Worker {
     ///
     /// The kernel's reason, or that the packet is no message of CRIU's.
     pub fn receive(&self) -> io::Result<Option<Criu_resp>> {
-        self.receive_noting(None, |_| {})
+        self.receive_noting(None, |_| {}, &|| false)
     }
 
     /// As [`Worker::receive`]; `note` is called with the name of each notification (criu.org/RPC,
     /// "Notifications"), and CRIU waits until it has returned. `process` can be read when CRIU has
-    /// ended: its end of the connection may outlive it in processes that it has started.
+    /// ended: its end of the connection may outlive it in processes that it has started. Where CRIU has
+    /// said nothing for ten seconds, `disturbed` says whether to wait no longer.
     ///
     /// # Errors
     ///
-    /// As [`Worker::receive`].
+    /// As [`Worker::receive`], and `TimedOut`.
     pub fn receive_noting(
         &self,
         process: Option<BorrowedFd<'_>>,
         mut note: impl FnMut(&str),
+        disturbed: &dyn Fn() -> bool,
     ) -> io::Result<Option<Criu_resp>> {
-        while self.says_more(process)?
+        while self.says_more(process, disturbed)?
             && let Some(answer) = self.packet()?
         {
             if answer.type_() != Criu_req_type::NOTIFY {
@@ -170,14 +175,20 @@ impl Worker {
     }
 
     /// Waits until there is something to be received, or the process has ended.
-    fn says_more(&self, process: Option<BorrowedFd<'_>>) -> io::Result<bool> {
+    fn says_more(
+        &self,
+        process: Option<BorrowedFd<'_>>,
+        disturbed: &dyn Fn() -> bool,
+    ) -> io::Result<bool> {
         let Some(process) = process else { return Ok(true) };
         let [line, process] = [self.as_fd(), process].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         let mut polled = [line, process];
         loop {
-            match poll(&mut polled, PollTimeout::NONE) {
+            match poll(&mut polled, PollTimeout::from(PATIENCE)) {
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
+                Ok(0) if disturbed() => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(0) => {}
                 Ok(_) => return Ok(polled[0].any().unwrap_or(true)),
             }
         }
@@ -288,9 +299,15 @@ mod tests {
         let mut held = file(end);
         held.write_all(&answer(Criu_req_type::RESTORE)).expect("a packet");
         drop(process);
-        let last = worker.receive_noting(Some(ended.as_fd()), |_| {}).expect("the last word");
+        let last =
+            worker.receive_noting(Some(ended.as_fd()), |_| {}, &|| false).expect("the last word");
         assert_eq!(last.expect("it was said before").type_(), Criu_req_type::RESTORE);
-        assert!(worker.receive_noting(Some(ended.as_fd()), |_| {}).expect("no error").is_none());
+        assert!(
+            worker
+                .receive_noting(Some(ended.as_fd()), |_| {}, &|| false)
+                .expect("no error")
+                .is_none()
+        );
         drop(held);
     }
 

@@ -218,10 +218,20 @@ fn bring_back(
 }
 
 fn is_race(error: &ThroughCriuError) -> bool {
-    let ThroughCriuError::Criu(CriuError::NotRestored(reason)) = error else { return false };
+    let reason = match error {
+        ThroughCriuError::Criu(CriuError::NotRestored(reason)) => reason,
+        ThroughCriuError::Criu(CriuError::Connection(error)) => return is_silence(error),
+        _ => return false,
+    };
     // Its processes write the log together, so the error that matters need not be among the first.
     let is_one = |error: &String| TAKEN.iter().chain(&DISTURBED).any(|part| error.contains(part));
     is_one(&reason.text) || reason.errors.iter().any(is_one)
+}
+
+/// Whether CRIU waits for ever: for a process that it traces, and of which it has missed that it stopped,
+/// because somebody has stopped it or let it go on meanwhile.
+fn is_silence(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut
 }
 
 /// What came of an attempt.
@@ -298,16 +308,26 @@ fn restore(
         .map_err(|source| CriuError::Execute { path: criu.path.clone(), source })?;
     let ended = running.watch();
     let answer = match worker.send(&plan.request()) {
-        Ok(()) => worker.receive_noting(ended.as_ref().map(AsFd::as_fd), |step| {
-            if step == "pre-restore" {
-                held.take();
-            }
-        }),
+        Ok(()) => {
+            let note = |step: &str| {
+                if step == "pre-restore" {
+                    held.take();
+                }
+            };
+            let process = ended.as_ref().map(AsFd::as_fd);
+            worker.receive_noting(process, note, &|| signals.has_been_stopped())
+        }
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(None),
         Err(error) => Err(error),
     };
     drop(worker);
-    let status = running.wait().ok();
+    // One that does not go on is ended.
+    let status = if answer.as_ref().is_err_and(is_silence) {
+        drop(running);
+        None
+    } else {
+        running.wait().ok()
+    };
     // What is sent to the group from here on, the script has itself; CRIU may have ended of it before.
     if let Some(signal) = signals.fatal() {
         held.take();

@@ -62,13 +62,7 @@ impl Held {
         if std::process::id() == 1 {
             return None;
         }
-        let mut pending = *SigSet::empty().as_ref();
-        // SAFETY: the set is writable.
-        unsafe { libc::sigpending(&raw mut pending) };
-        let is_in = |set: &libc::sigset_t, signal| {
-            // SAFETY: the set is a valid one.
-            unsafe { libc::sigismember(set, signal) == 1 }
-        };
+        let pending = pending();
         (1..=64).find(|signal| {
             is_in(&pending, *signal)
                 && !is_in(self.before.as_ref(), *signal)
@@ -77,6 +71,29 @@ impl Held {
                 && !OURS.contains(signal)
         })
     }
+}
+
+impl Held {
+    /// Whether a signal has come that stops processes, or lets stopped ones go on. Sent to the group, it
+    /// has reached whoever else is in it.
+    #[must_use]
+    pub fn has_been_stopped(&self) -> bool {
+        let pending = pending();
+        let stopping = [libc::SIGCONT, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+        stopping.iter().any(|signal| is_in(&pending, *signal))
+    }
+}
+
+fn pending() -> libc::sigset_t {
+    let mut pending = *SigSet::empty().as_ref();
+    // SAFETY: the set is writable.
+    unsafe { libc::sigpending(&raw mut pending) };
+    pending
+}
+
+fn is_in(set: &libc::sigset_t, signal: i32) -> bool {
+    // SAFETY: the set is a valid one.
+    unsafe { libc::sigismember(set, signal) == 1 }
 }
 
 impl Drop for Held {
