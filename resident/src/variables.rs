@@ -75,14 +75,22 @@ pub(crate) unsafe fn begin(python: &Python) -> Object {
         AS_BYTES.store(python.PyBytes_AsString as *const () as u64, Ordering::Relaxed);
         LENGTH.store(python.PyObject_Size as *const () as u64, Ordering::Relaxed);
         let mut given = [usize::MAX, 0];
+        // The kernel's strings are at the end of the stack, above all that is called. CPython may have added
+        // one of its own to the environment, or taken one's place, somewhere below.
+        let here = (&raw const given) as usize;
         let mut next = libc::environ;
         while !next.is_null() && !next.read().is_null() {
-            let string = next.read();
-            given = [given[0].min(string as usize), given[1].max(string as usize)];
+            let string = next.read() as usize;
+            if string > here {
+                given = [given[0].min(string), given[1].max(string)];
+            }
             next = next.add(1);
         }
+        if given[1] != 0 {
+            given[1] += libc::strlen(given[1] as *const c_char);
+        }
         GIVEN[0].store(given[0], Ordering::Relaxed);
-        GIVEN[1].store(given[1] + libc::strlen(given[1] as *const c_char), Ordering::Relaxed);
+        GIVEN[1].store(given[1], Ordering::Relaxed);
         let room = call(syscall::MMAP, [0, ROOM, READ_WRITE, PRIVATE_ANONYMOUS, usize::MAX, 0]);
         if room > 0 {
             RECORD.store(room as *mut u8, Ordering::Release);

@@ -345,10 +345,15 @@ impl Builder {
         let sp = thread.registers.sp;
         let no_room = NativeError::Stack { thread: thread.tid, address: sp };
         let size = frame_size(xsave) as u64;
-        let context = (sp - RED_ZONE - size) & !63;
-        let landing = (context - size_of::<Landing>() as u64) & !15;
+        let context = sp.checked_sub(RED_ZONE + size).map(|below| below & !63);
+        let landing =
+            context.and_then(|it| it.checked_sub(size_of::<Landing>() as u64)).map(|it| it & !15);
+        let lowest = landing.and_then(|landing| landing.checked_sub(LANDING_ROOM));
+        let (Some(context), Some(landing), Some(lowest)) = (context, landing, lowest) else {
+            return Err(no_room);
+        };
         let Some(vma) = process.vma_at(sp.saturating_sub(1)) else { return Err(no_room) };
-        let fits = landing - LANDING_ROOM >= vma.range.start;
+        let fits = lowest >= vma.range.start;
         if vma.prot & PROT_WRITE == 0 || !(fits || vma.growsdown) {
             return Err(no_room);
         }

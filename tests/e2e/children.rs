@@ -21,7 +21,7 @@ fn every_way_to_start_one() {
             "subprocess.run([sys.executable, '-'], input=ORIGIN, text=True)",
             "subprocess.run([sys.executable, '-c', ORIGIN], preexec_fn=os.getpid)",
             "subprocess.run(['python3', '-c', ORIGIN], executable=sys.executable, \
-             env={'PATH': os.path.dirname(sys.executable)})",
+             env={'PATH': os.path.dirname(sys.executable), 'LANG': 'C.UTF-8'})",
             "subprocess.run([sys.executable, '-c', ORIGIN] + ['x'] * 500)",
             "os.posix_spawn(sys.executable, [sys.executable, '-c', ORIGIN], os.environ); os.wait()",
             "os.execv(sys.executable, [sys.executable, '-c', ORIGIN])",
