@@ -25,7 +25,7 @@ fn every_way_to_start_one() {
             "subprocess.run([sys.executable, '-c', ORIGIN] + ['x'] * 500)",
             "os.posix_spawn(sys.executable, [sys.executable, '-c', ORIGIN], os.environ); os.wait()",
             "os.execv(sys.executable, [sys.executable, '-c', ORIGIN])",
-            "os.execve(sys.executable, [sys.executable, '-c', ORIGIN], {})",
+            "os.execve(sys.executable, [sys.executable, '-c', ORIGIN], {'LANG': 'C.UTF-8'})",
             "os.spawnl(os.P_WAIT, sys.executable, sys.executable, '-c', ORIGIN)",
         ] {
             let out = origins(it, &format!("import os, subprocess, sys; {start}"));
