@@ -44,8 +44,10 @@ const ATTEMPTS: usize = 5;
 const TAKEN: [&str; 4] =
     ["File exists", "do not match expected", "Unable to create a thread: -17", "Unable to clone"];
 /// What CRIU says of a process that it traces and that somebody has stopped or continued meanwhile: the
-/// signal went to the group, as Ctrl-Z and `fg` do (criu/cr-restore.c, `sigchld_process`).
-const DISTURBED: [&str; 2] = ["stopped by signal 5:", "stopped by signal 19:"];
+/// signal went to the group, as Ctrl-Z and `fg` do (criu/cr-restore.c, `sigchld_process`); and all that it
+/// says where it ends its processes before one of them has come to say why.
+const DISTURBED: [&str; 3] =
+    ["stopped by signal 5:", "stopped by signal 19:", "killed by signal 9:"];
 /// Where private directories in memory can be.
 const PLACES: [&str; 2] = ["/run", "/dev/shm"];
 

@@ -687,7 +687,9 @@ fn every_call_of_the_launcher_of_a_criu_run_fails() {
                 // The end of a directory is found by the same call as its entries, and a file that
                 // cannot be looked at is none.
                 let is_looking = ["getdents64", "statx"].contains(&call.name.as_str());
-                let words = if is_looking { "" } else { words };
+                // CRIU has a reason of its own where it was given a wrong number.
+                let is_crius = outcome.errors().contains("CRIU could not restore");
+                let words = if is_looking || is_crius { "" } else { words };
                 outcome.is_refused(&[words]);
                 told.insert(call.name);
             }
