@@ -8,6 +8,8 @@ import time
 
 PATIENCE = 10
 PLACES = ("/dev/shm", "/run", "/tmp", "/var/tmp")
+# Without what CPython sets for its children where it coerces the locale: these are the container's own.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LC_CTYPE"}
 
 
 def files():
@@ -27,7 +29,8 @@ def processes():
 
 def start(command):
     try:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT)
     except OSError as error:
         return error
 

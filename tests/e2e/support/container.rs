@@ -267,7 +267,7 @@ fn make(root: Root, user: User) -> Option<PathBuf> {
         .options(["--cap-drop=all"])
         .options(TO_SNAPSHOT)
         .user(user)
-        .options(["--env=PYTHONPATH=/modules", "--env=LANG=C.UTF-8"])
+        .options(["--env=PYTHONPATH=/modules"])
         .run(["preloaded-criu", "snapshot", "--python", root.python(), "--import", "dice"]);
     if !outcome.status.success() {
         eprintln!("no image for {user:?} in {root:?}: {outcome:?}");
