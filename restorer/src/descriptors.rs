@@ -6,13 +6,10 @@ use restore_plan::{Descriptor, Header};
 
 use crate::memory::table;
 use crate::report::Failure;
-use crate::syscall::{self, call};
+use crate::syscall::{self, O_CLOEXEC, O_NOCTTY, O_NONBLOCK, call};
 
 const F_GETFD: usize = 1;
 const F_SETFL: usize = 4;
-const O_NOCTTY: usize = 0o400;
-const O_NONBLOCK: usize = 0o4000;
-const O_CLOEXEC: usize = 0o2_000_000;
 
 /// Opens them all, while the process can still be given up without harm.
 ///

@@ -9,7 +9,7 @@ use restore_plan::{
 };
 
 use crate::report::{Failure, fail};
-use crate::syscall::{self, Errno, call};
+use crate::syscall::{self, Errno, O_CLOEXEC, O_NOCTTY, O_NONBLOCK, call};
 use crate::{Job, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ};
 
 const PROT_WRITE: usize = 2;
@@ -17,9 +17,6 @@ const MREMAP_MAYMOVE: usize = 1;
 const MREMAP_FIXED: usize = 2;
 const MADV_HUGEPAGE: u32 = 14;
 const MADV_POPULATE_WRITE: usize = 23;
-const O_CLOEXEC: usize = 0o2_000_000;
-const O_NONBLOCK: usize = 0o4000;
-const O_NOCTTY: usize = 0o400;
 /// One past the highest address that a process can have (arch/x86/include/asm/page_64_types.h,
 /// four-level paging; the five-level range is never used without asking for it).
 const TASK_SIZE: u64 = 0x7fff_ffff_f000;

@@ -21,6 +21,11 @@ pub(crate) const GETRLIMIT: usize = 97;
 pub(crate) const EXIT_GROUP: usize = 231;
 pub(crate) const RSEQ: usize = 334;
 
+/// Flags of open(2).
+pub(crate) const O_NOCTTY: usize = 0o400;
+pub(crate) const O_NONBLOCK: usize = 0o4000;
+pub(crate) const O_CLOEXEC: usize = 0o2_000_000;
+
 /// A negated errno value.
 #[derive(Clone, Copy)]
 pub(crate) struct Errno(pub(crate) usize);

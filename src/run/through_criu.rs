@@ -29,7 +29,7 @@ use crate::sys::caller::{
 use crate::sys::inherited::environment;
 use crate::sys::keeper::{Isolation, Keeper, KeeperError};
 use crate::sys::numbers::Numbers;
-use crate::sys::private::{Private, make_first};
+use crate::sys::private::{Private, SAFE_PLACE, make_first};
 use crate::sys::spawn::Orphans;
 use crate::sys::supervise::{Held, end_alike, hand_down, supervise};
 use crate::sys::way::Blocked;
@@ -119,9 +119,7 @@ impl Explain for ThroughCriuError {
             Self::NoPlace(Blocked::Io(_)) => {
                 "see that /dev/shm is there and has room, or set TMPDIR to a directory that can be written to".into()
             }
-            Self::NoPlace(_) => "set TMPDIR to a directory of your own, with none above it that others may \
-                                 rename in: `mkdir -m 700 ~/tmp`"
-                .into(),
+            Self::NoPlace(_) => SAFE_PLACE.into(),
             Self::NotAllowed => "run it as root or with CAP_CHECKPOINT_RESTORE (in a container: \
                                  --cap-add CHECKPOINT_RESTORE), or leave --engine criu out: the \
                                  native engine needs neither"

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use crate::sys::Explain;
-use crate::sys::private::{Private, write_new};
+use crate::sys::private::{Private, SAFE_PLACE, write_new};
 use crate::sys::way::Blocked;
 
 /// The resident's file name.
@@ -69,10 +69,7 @@ impl Explain for ScratchError {
     fn hint(&self) -> String {
         match self {
             Self::Write { .. } => "set TMPDIR to a directory that can be written to",
-            Self::Unsafe { .. } => {
-                "set TMPDIR to a directory of your own, with none above it that others may rename in: \
-                 `mkdir -m 700 ~/tmp`"
-            }
+            Self::Unsafe { .. } => SAFE_PLACE,
             Self::NoExec(_) => "set TMPDIR to a directory on a file system that allows execution",
             Self::Name(_) => "set TMPDIR to a directory with a plain name",
             Self::Full { .. } => "set TMPDIR to a directory with more room",

@@ -18,6 +18,10 @@ use nix::unistd::geteuid;
 
 use super::way::{Blocked, open_directory, trusted_owners};
 
+/// What to do where no place will do because others rename there.
+pub const SAFE_PLACE: &str = "set TMPDIR to a directory of your own, with none above it that others may rename in: \
+                              `mkdir -m 700 ~/tmp`";
+
 /// A private directory that is there, or might be. It is removed when this goes, if this has made it.
 #[derive(Debug)]
 pub struct Private {
