@@ -192,7 +192,7 @@ def read(name):
         return open('/proc/self/' + name, 'rb').read().decode(errors='surrogateescape')
     except OSError as error:
         return str(error.errno)
-skipped = re.compile('Vm|Rss|Pid|Tgid|NSpid|NStgid|NSpgid|NSsid|voluntary|nonvoluntary|Name|SigQ|HugetlbPages|x86_Thread')
+skipped = re.compile('Vm|Rss|FDSize|Pid|Tgid|NSpid|NStgid|NSpgid|NSsid|voluntary|nonvoluntary|Name|SigQ|HugetlbPages|x86_Thread')
 print([line for line in read('status').splitlines() if not skipped.match(line)])
 for name in ('environ', 'limits', 'personality', 'coredump_filter', 'oom_score_adj', 'loginuid', 'sessionid',
              'cgroup', 'cpuset', 'timerslack_ns', 'timers', 'uid_map', 'attr/current', 'comm'):
@@ -248,6 +248,19 @@ fn nothing_of_ours_is_left_in_the_script() {
                 check(run.clone().image(kept).through(around));
             }
         }
+    });
+}
+
+/// The shell between has little open, whatever other tests have open at that moment.
+#[test]
+fn the_table_of_descriptors_has_its_size() {
+    let code = "print([line for line in open('/proc/self/status') if line.startswith('FDSize')])";
+    if native_only("The table of descriptors") {
+        return;
+    }
+    everywhere(|it| {
+        let run = it.python(["-c", code]).shell(r#""$@"; exit $?"#);
+        assert!(run.is_as_stock().succeeds().text().contains("FDSize"));
     });
 }
 
