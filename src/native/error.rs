@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::view::PlanFault;
 use crate::process::ProcessError;
-use crate::sys::Explain;
+use crate::sys::{Explain, MOUNT_PROC, limits};
 
 /// What went wrong between the frozen process and the interpreter that is to become it.
 #[derive(Debug, thiserror::Error)]
@@ -78,10 +78,7 @@ impl Explain for NativeError {
                  'ulimit -n' and 'ulimit -f'"
                     .into()
             }
-            Self::NoProc(_) => {
-                "mount it (`mount -t proc proc /proc`, as root), and do not mask it in a container"
-                    .into()
-            }
+            Self::NoProc(why) => limits(why).unwrap_or(MOUNT_PROC).into(),
             Self::Exec { .. } => "make the snapshot anew with the interpreter that is there".into(),
             Self::Argument(_) => "leave the NUL byte out".into(),
             _ => "leave out the import that did this, and tell us about it".into(),

@@ -77,6 +77,9 @@ pub enum PlanFault {
         /// What is wrong with it, as the rest of a sentence.
         what: &'static str,
     },
+    /// The vDSO that it moves is not this kernel's.
+    #[error("its vDSO is not as long as this kernel's")]
+    Vdso,
     /// A part of the header that no process could have.
     #[error("its {0}")]
     Header(&'static str),

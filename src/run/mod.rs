@@ -18,11 +18,11 @@ use crate::cpython::{CommandLine, Settings};
 use crate::image::{Check, Depth, Image, ImageError, SectionKind, Stale};
 use crate::native::exec::{Children, Launch, exec, exec_plainly};
 use crate::native::{NativeError, view};
-use crate::sys::Explain;
 use crate::sys::capabilities::starts_securely;
 use crate::sys::inherited::{address_space_limit, data_limit, environment, is_inherited};
 use crate::sys::lookup::{goes_by, is_executable, usual_python};
 use crate::sys::probe::maps_as_code;
+use crate::sys::{Explain, MOUNT_PROC, limits, vdso_lengths};
 
 pub use through_criu::ThroughCriuError;
 
@@ -102,6 +102,9 @@ pub enum RunError {
         /// What the image has open.
         file: PathBuf,
     },
+    /// What this process has mapped cannot be looked at.
+    #[error("/proc does not show what this process has mapped")]
+    Map(#[source] io::Error),
     /// What is mapped of the image cannot be code.
     #[error("the image {} cannot be mapped as code where it lies", path.display())]
     NoCode {
@@ -157,6 +160,7 @@ impl Explain for RunError {
             Self::OtherName { .. } => "call it by the path of the image's interpreter".into(),
             Self::NoRoom { .. } => "raise the limit, or freeze less".into(),
             Self::Descriptor { number, .. } => format!("close it: `{number}<&-` in a shell"),
+            Self::Map(why) => limits(why).unwrap_or(MOUNT_PROC).into(),
             Self::NoCode { .. } => {
                 "move it to a file system that is not mounted noexec (findmnt -T IMAGE shows it), or \
                  run it with --eager, which copies its memory"
@@ -191,6 +195,10 @@ pub fn run(request: &Request) -> Result<Infallible, RunError> {
         return Err(RunError::OnlyCriu { path, reasons });
     }
     fits(&view)?;
+    if !has_this_vdso(&view)? {
+        let (path, why) = (request.image.clone(), view::PlanFault::Vdso);
+        return Err(RunError::Plan { path, why });
+    }
     if !request.eager {
         is_mappable(&image)?;
     }
@@ -370,6 +378,16 @@ fn fits(view: &view::PlanView<'_>) -> Result<(), RunError> {
         let file = view.name(one.name).unwrap_or(Path::new("a file")).to_owned();
         Err(RunError::Descriptor { number: one.number, file })
     })
+}
+
+/// Whether the vDSO and its data, which the restorer moves, are as long here as the plan says.
+fn has_this_vdso(view: &view::PlanView<'_>) -> Result<bool, RunError> {
+    let length = |is_code: bool| -> u64 {
+        let part = view.specials().filter(|special| (special.is_vdso != 0) == is_code);
+        part.map(|special| special.length).sum()
+    };
+    let here = vdso_lengths().map_err(RunError::Map)?;
+    Ok(here == (length(false), length(true)))
 }
 
 /// Whether code can be mapped from where the image lies, as every run of it does. Tried and not asked of

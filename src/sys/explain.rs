@@ -19,6 +19,10 @@ pub const PROCESS_LIMITS: &str = "look at the limits on processes (ulimit -u; of
 pub const FILE_LIMITS: &str = "raise the limits on open files (ulimit -n; CRIU needs about 250) and on the \
                                size of files (ulimit -f)";
 
+/// What to do where `/proc` is missing.
+pub const MOUNT_PROC: &str =
+    "mount it (`mount -t proc proc /proc`, as root), and do not mask it in a container";
+
 /// What to do about an error that is nobody's fault who is named beside it: this process lacks something.
 #[must_use]
 pub fn limits(error: &io::Error) -> Option<&'static str> {

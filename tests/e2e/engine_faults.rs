@@ -276,9 +276,10 @@ fn a_disk_that_fills_while_criu_writes_leaves_the_old_image() {
 }
 
 /// Takes one of the numbers that the launcher keeps as soon as it is free (`clone3` of clone(2),
-/// `set_tid`).
+/// `set_tid`). CRIU is its parent, and would take its end for that of a process that it restores.
 const THIEF: &str = "import ctypes, os, struct, sys, time\n\
     launcher, place = sys.argv[1:]\n\
+    parent = os.getppid()\n\
     children = open(f'/proc/{launcher}/task/{launcher}/children').read().split()\n\
     held = [pid for pid in children if b'pause' in open(f'/proc/{pid}/syscall', 'rb').read()\n\
     \x20   or open(f'/proc/{pid}/syscall').read().startswith('34 ')]\n\
@@ -293,7 +294,9 @@ const THIEF: &str = "import ctypes, os, struct, sys, time\n\
     \x20   if got == 0:\n\
     \x20       time.sleep(3); os._exit(0)\n\
     \x20   if got > 0:\n\
-    \x20       open('stolen', 'w').close(); break\n";
+    \x20       open('stolen', 'w').close(); break\n\
+    while os.getppid() == parent and time.monotonic() < end:\n\
+    \x20   time.sleep(0.01)\n";
 
 #[test]
 fn a_number_that_somebody_else_takes_is_another_one_next_time() {

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::stat::Mode;
 use nix::unistd::{Uid, chown, mkfifo};
 use preloaded_criu::image::{Check, FORMAT_VERSION, Image, SectionKind};
+use preloaded_criu::native::view::PlanView;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::support::image::{arguments, copy};
@@ -44,14 +45,27 @@ fn seal(image: &Path) {
 
 /// Changes what an image depends on, with all checksums right.
 pub(crate) fn alter(it: &Context, change: impl FnOnce(&mut Check)) -> PathBuf {
+    alter_section(it, SectionKind::Check, |image, _| {
+        let mut check = image.check().clone();
+        change(&mut check);
+        check.encode()
+    })
+}
+
+/// Changes a section of an image without changing its length, with all checksums right.
+fn alter_section(
+    it: &Context,
+    kind: SectionKind,
+    change: impl FnOnce(&Image, Vec<u8>) -> Vec<u8>,
+) -> PathBuf {
     let (path, _) = spoilable(it);
     // Opening wants an image of one's own.
     chown(&path, Some(Uid::effective()), None).unwrap();
     let image = Image::open(&path).unwrap();
-    let section = image.section(SectionKind::Check);
-    let mut check = image.check().clone();
-    change(&mut check);
-    let bytes = check.encode();
+    let section = image.section(kind);
+    let mut bytes = vec![0; usize::try_from(section.length).unwrap()];
+    image.file().read_exact_at(&mut bytes, section.offset).unwrap();
+    let bytes = change(&image, bytes);
     assert_eq!(bytes.len() as u64, section.length, "the section keeps its length");
     write_at(&path, section.offset, &bytes);
     let mut table = vec![0; HEADER];
@@ -63,6 +77,29 @@ pub(crate) fn alter(it: &Context, change: impl FnOnce(&mut Check)) -> PathBuf {
     seal(&path);
     it.own(&path);
     path
+}
+
+#[test]
+fn a_vdso_that_this_kernel_does_not_have() {
+    for_everyone(|it| {
+        for (index, length) in [(0, 0x1000), (1, 0x1000)] {
+            let image = alter_section(it, SectionKind::Plan, |image, mut plan| {
+                let view = PlanView::new(image.plan(), image.length(), image.memory()).unwrap();
+                let specials: Vec<_> = view.specials().collect();
+                // The first of its data, or its code.
+                let one = if index == 0 { specials[0] } else { *specials.last().unwrap() };
+                let record: Vec<u8> =
+                    [one.start, one.length].iter().flat_map(|n| n.to_le_bytes()).collect();
+                let at = plan.windows(record.len()).position(|part| part == record).unwrap();
+                // What lies in a row stays in one.
+                let start = if index == 0 { one.start + one.length - length } else { one.start };
+                plan[at..at + 8].copy_from_slice(&start.to_le_bytes());
+                plan[at + 8..at + 16].copy_from_slice(&u64::to_le_bytes(length));
+                plan
+            });
+            run(it, &image).is_refused(&["vDSO", "this kernel", "snapshot"]);
+        }
+    });
 }
 
 #[test]
