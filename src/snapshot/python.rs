@@ -6,11 +6,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::sys::capabilities::starts_securely;
 use crate::sys::lookup::{in_path, is_executable};
-use crate::sys::{Explain, limits};
+use crate::sys::{Explain, limits, null_device};
 
 /// An interpreter that can be frozen.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -183,11 +183,10 @@ struct Answer {
 
 impl Answer {
     fn ask(path: &Path) -> Result<Self, PythonError> {
-        let output = Command::new(path)
-            // Without the site's own code, which may print.
-            .args(["-S", "-c", QUESTION])
-            .stdin(Stdio::null())
-            .output()
+        // Without the site's own code, which may print.
+        let ask = |null| Command::new(path).args(["-S", "-c", QUESTION]).stdin(null).output();
+        let output = null_device()
+            .and_then(ask)
             .map_err(|source| PythonError::Execute { path: path.into(), source })?;
         let mute =
             |text: String| PythonError::Mute { path: path.into(), source: io::Error::other(text) };

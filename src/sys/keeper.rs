@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use super::namespaces::{self, Refused, Step};
 use super::procfs::ProcessDirectory;
 use super::spawn::{self, Spawn};
-use super::{Explain, PROCESS_LIMITS, limits, own, private};
+use super::{Explain, PROCESS_LIMITS, limits, null_device, own, private};
 
 /// Where the programs are started.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -356,7 +356,7 @@ fn settle(control: OwnedFd) -> io::Result<OwnedFd> {
     let moved = own(fcntl(&control, FcntlArg::F_DUPFD_CLOEXEC(3))?);
     drop(control);
     spawn::close_all_but(moved.as_raw_fd())?;
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    let null = null_device()?;
     // The first free number is 0, so `null` is standard input already.
     let _ = null.into_raw_fd();
     dup2_stdout(stdin())?;

@@ -26,7 +26,7 @@ pub mod way;
 pub mod witness;
 
 pub use explain::{Explain, FILE_LIMITS, MOUNT_PROC, PROCESS_LIMITS, limits};
-pub use startup::{fail_at_writes, fill_standard_descriptors, survive_failed_writes};
+pub use startup::{fail_at_writes, fill_standard_descriptors, null_device, survive_failed_writes};
 pub use vdso::{vdso, vdso_lengths};
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};

@@ -1,7 +1,6 @@
 //! A look at a process at its very end, when its memory is still there.
 
 use std::convert::Infallible;
-use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout};
 
+use super::null_device;
 use super::spawn::{default_signals, fork, leave};
 
 /// Milliseconds between two looks.
@@ -105,7 +105,7 @@ pub fn at_its_end<T>(
 
 fn be_traced() -> io::Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
-    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let null = null_device()?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     dup2_stderr(&null)?;

@@ -17,7 +17,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::{capabilities, own};
+use super::{capabilities, null_device, own};
 
 /// A program to start; it gets the environment that is written here and nothing of ours.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -111,7 +111,7 @@ fn settle(command: &mut Command, moves: Vec<(OwnedFd, RawFd)>, privileges: Privi
 fn fill_standard() -> io::Result<Vec<OwnedFd>> {
     let mut fillers: Vec<OwnedFd> = Vec::new();
     while fillers.last().is_none_or(|last| last.as_raw_fd() <= 2) {
-        fillers.push(std::fs::File::options().read(true).write(true).open("/dev/null")?.into());
+        fillers.push(null_device()?.into());
     }
     Ok(fillers)
 }

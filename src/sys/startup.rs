@@ -1,6 +1,8 @@
 //! What the standard library does before `main`, for the commands that want it: this program has
 //! an entry point of its own, because `run` must hand on what it was given.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd};
 
 use nix::fcntl::{OFlag, open};
@@ -18,6 +20,22 @@ pub fn fill_standard_descriptors() {
         // It stays open as long as the program lives, as standard descriptors do.
         let _ = descriptor.into_raw_fd();
     }
+}
+
+/// Opens `/dev/null` for reading and writing.
+///
+/// # Errors
+///
+/// The kernel's reason, and where it is about the name, the name too: whoever is told of it would think
+/// that something else is missing.
+pub fn null_device() -> io::Result<File> {
+    const NAME: &str = "/dev/null";
+    File::options().read(true).write(true).open(NAME).map_err(|error| match error.kind() {
+        kind @ (io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            io::Error::new(kind, format!("{NAME} cannot be opened: {error}"))
+        }
+        _ => error,
+    })
 }
 
 /// From now on, writing to a pipe that nobody reads, or past the limit for the size of files, is an

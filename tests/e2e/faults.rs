@@ -831,6 +831,24 @@ fn where_proc_is_not_mounted() {
 }
 
 #[test]
+fn where_there_is_no_null_device() {
+    as_root(|it| {
+        let image = it.image(Recipe::Plain);
+        let without =
+            ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /dev; exec \"$@\"", "sh"];
+        let run = |engine| {
+            let run = it.program(["run", "--engine", engine]).args([&image]);
+            run.args(["-c", "print('ran')"]).through(without).run()
+        };
+        assert_eq!(run("native").succeeds().text(), "ran\n");
+        run("criu").is_refused(&["/dev/null cannot be opened"]);
+        let snapshot = it.snapshot(arguments(it.seat, Recipe::Nothing));
+        snapshot.through(without).run().is_refused(&["/dev/null cannot be opened"]);
+        assert!(!it.work().join("snap.img").exists());
+    });
+}
+
+#[test]
 fn a_missing_script_is_pythons_to_tell() {
     everywhere(|it| {
         let outcome = it.python(["absent.py"]).is_as_stock();
