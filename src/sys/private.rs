@@ -10,6 +10,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -21,6 +23,10 @@ use super::way::{Blocked, open_directory, trusted_owners};
 /// What to do where no place will do because others rename there.
 pub const SAFE_PLACE: &str = "set TMPDIR to a directory of your own, with none above it that others may rename in: \
                               `mkdir -m 700 ~/tmp`";
+
+/// How long a directory is emptied again and again, and how often.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A private directory that is there, or might be. It is removed when this goes, if this has made it.
 #[derive(Debug)]
@@ -78,13 +84,21 @@ impl Drop for Private {
     }
 }
 
-/// Removes a private directory with all that is in it, if there is one, and it is this user's.
+/// Removes a private directory with all that is in it, if there is one, and it is this user's. Who has it
+/// open may still write there: a CRIU that has just lost its launcher. So it is emptied until it is gone.
 pub(super) fn remove(directory: &Path) {
     let ours = fs::symlink_metadata(directory)
         .is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw());
-    if ours {
-        // No link in it is followed. Nobody is left to be told.
-        let _ = fs::remove_dir_all(directory);
+    if !ours {
+        return;
+    }
+    let end = Instant::now() + PATIENCE;
+    // No link in it is followed. Nobody is left to be told.
+    while fs::remove_dir_all(directory)
+        .is_err_and(|error| error.kind() == io::ErrorKind::DirectoryNotEmpty)
+        && Instant::now() < end
+    {
+        thread::sleep(PAUSE);
     }
 }
 
@@ -120,7 +134,9 @@ pub fn make_first(directories: &[Private]) -> Result<PathBuf, Blocked> {
 mod tests {
     use std::fs::{self, Permissions};
     use std::io::ErrorKind;
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::thread;
 
     use nix::unistd::{Uid, chown, geteuid};
 
@@ -170,6 +186,22 @@ mod tests {
         drop(wanted);
         remove(&link);
         assert!(link.is_symlink() && squatted.join("theirs").exists());
+    }
+
+    #[test]
+    fn it_goes_while_somebody_still_writes_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("private");
+        fs::create_dir(&place).unwrap();
+        let open = fs::File::open(&place).unwrap();
+        let writer = thread::spawn(move || {
+            let name = |number| format!("/proc/self/fd/{}/{number}", open.as_raw_fd());
+            (0..).take_while(|number| fs::write(name(*number), b"late").is_ok()).count()
+        });
+        while fs::read_dir(&place).unwrap().next().is_none() {}
+        remove(&place);
+        assert!(!place.exists());
+        assert!(writer.join().unwrap() > 0);
     }
 
     #[test]
