@@ -2,9 +2,8 @@
 
 use std::io;
 
-use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::unistd::{Pid, getpid, getppid, pause};
+use nix::unistd::{Pid, getpid, pause};
 
 use super::spawn;
 
@@ -51,9 +50,7 @@ impl Drop for Numbers {
 
 /// The life of a child that holds a number.
 fn hold(parent: Pid) -> ! {
-    let _ = prctl::set_pdeathsig(Signal::SIGKILL);
-    // Of a parent that has died before, nobody tells.
-    if getppid() != parent {
+    if spawn::end_with(parent).is_err() {
         spawn::leave();
     }
     let _ = SigSet::all().thread_set_mask();

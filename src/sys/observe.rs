@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollTimeout, poll};
-use nix::sys::prctl;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getpid};
 
 use super::null_device;
-use super::spawn::{default_signals, fork, leave};
+use super::spawn::{default_signals, end_with, fork, leave};
 
 /// Milliseconds between two looks.
 const STEP: u8 = 1;
@@ -84,8 +83,9 @@ pub fn at_its_end<T>(
     look: impl FnOnce(Pid) -> T,
 ) -> io::Result<Option<T>> {
     let deadline = Instant::now() + patience;
+    let parent = getpid();
     let Some(child) = fork()? else {
-        if be_traced().is_ok() {
+        if be_traced(parent).is_ok() {
             turn();
         }
         leave()
@@ -103,8 +103,9 @@ pub fn at_its_end<T>(
     Ok(child.reaches_its_end(deadline)?.then(|| look(child.0)))
 }
 
-fn be_traced() -> io::Result<()> {
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
+fn be_traced(parent: Pid) -> io::Result<()> {
+    // Whoever is the parent of an orphan does not know that it is to trace it.
+    end_with(parent)?;
     let null = null_device()?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;

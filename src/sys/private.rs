@@ -196,7 +196,9 @@ mod tests {
         let open = fs::File::open(&place).unwrap();
         let writer = thread::spawn(move || {
             let name = |number| format!("/proc/self/fd/{}/{number}", open.as_raw_fd());
-            (0..).take_while(|number| fs::write(name(*number), b"late").is_ok()).count()
+            (0..1_000_000_u32)
+                .take_while(|number| fs::write(name(*number), b"late").is_ok())
+                .count()
         });
         while fs::read_dir(&place).unwrap().next().is_none() {}
         remove(&place);

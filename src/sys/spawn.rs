@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getppid};
 use serde::{Deserialize, Serialize};
 
 use super::{capabilities, null_device, own};
@@ -315,6 +315,16 @@ pub(super) fn fork() -> io::Result<Option<Pid>> {
         nix::unistd::ForkResult::Parent { child } => Ok(Some(child)),
         nix::unistd::ForkResult::Child => Ok(None),
     }
+}
+
+/// Has a child made by [`fork`] killed when its parent ends (prctl(2), `PR_SET_PDEATHSIG`).
+///
+/// # Errors
+///
+/// `ESRCH` where that has ended already: nobody is told of it any more.
+pub(super) fn end_with(parent: Pid) -> io::Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
 }
 
 /// Ends a child made by [`fork`] without running what the parent registered for its own exit.

@@ -151,7 +151,8 @@ impl<'a> Command<'a> {
             // A program need not read what it is given.
             thread::spawn(move || drop(stdin.write_all(&bytes)));
         }
-        Running { pid: child.id(), child, stdin, out, err, ended: false }
+        let words = format!("{command:?}");
+        Running { pid: child.id(), child, stdin, out, err, ended: false, words }
     }
 
     /// Runs it to its end.
@@ -209,6 +210,8 @@ pub(crate) struct Running {
     out: Reader,
     err: Reader,
     ended: bool,
+    /// What to call it.
+    words: String,
 }
 
 impl Running {
@@ -252,7 +255,7 @@ impl Running {
                     self.out.wait(Duration::ZERO, |_| true),
                     self.err.wait(Duration::ZERO, |_| true),
                 );
-                panic!("it hangs; so far: {}\n{}", lossy(&out), lossy(&err));
+                panic!("{} hangs; so far: {}\n{}", self.words, lossy(&out), lossy(&err));
             }
             thread::sleep(Duration::from_millis(1));
         };
