@@ -296,8 +296,13 @@ impl<'a> Target<'a> {
         let mut chunk = vec![0; 64 * 1024];
         let count = self.report.as_mut().map_or(Ok(0), |pipe| pipe.read(&mut chunk));
         match count {
-            Ok(count) if count > 0 => self.unread.extend(&chunk[..count]),
-            _ => self.report = None,
+            Ok(0) => self.report = None,
+            Ok(count) => self.unread.extend(&chunk[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // What python has to say is lost, and it may wait for an answer.
+            Err(source) => {
+                return Err(SnapshotError::System { what: "read python's report", source });
+            }
         }
         while let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.unread.drain(..=end).collect();
