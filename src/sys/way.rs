@@ -324,6 +324,13 @@ fn next(here: &OwnedFd, step: &OsStr, last: bool) -> Result<OwnedFd, Errno> {
         }
     }
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    if !last {
+        // Only where a directory is looked for, what is mounted when it is needed is mounted (autofs).
+        match openat(here, step, flags | OFlag::O_DIRECTORY, Mode::empty()) {
+            Err(Errno::ENOTDIR) => {}
+            other => return other,
+        }
+    }
     openat(here, step, flags, Mode::empty())
 }
 
