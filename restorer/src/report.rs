@@ -75,7 +75,9 @@ fn hint(failure: &Failure) -> &'static str {
             "'preloaded-criu inspect' lists what the image has open: close the descriptor, or make the image anew"
         }
         2 => "make the snapshot anew: a file that it was made from is gone",
-        12 => "raise the memory limits (ulimit -v, -d; sysctl vm.max_map_count)",
+        12 => {
+            "raise the memory limits (ulimit -v, -d; sysctl vm.max_map_count, vm.overcommit_memory)"
+        }
         23 | 24 => "raise the limit of open files (ulimit -n)",
         _ => "'preloaded-criu doctor run' says what this machine allows",
     }

@@ -25,6 +25,7 @@ const PROT_WRITE: u32 = 2;
 const MAP_SHARED: u32 = 1;
 const MAP_PRIVATE: u32 = 2;
 const MAP_DROPPABLE: u32 = 8;
+const MAP_NORESERVE: u32 = 0x4000;
 const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_GROWSDOWN: u32 = 0x100;
 const MADV_DONTFORK: u32 = 10;
@@ -270,7 +271,9 @@ impl Builder {
         if prot != vma.prot {
             self.advices.push(Advice { start, length, call: PROTECT, value: vma.prot });
         }
-        let mapping = Mapping { start, length, offset: 0, prot, flags: MAP_PRIVATE };
+        // The kernel may refuse to promise what it need not have promised before.
+        let unreserved = if vma.special.contains(VmFlags::NO_RESERVE) { MAP_NORESERVE } else { 0 };
+        let mapping = Mapping { start, length, offset: 0, prot, flags: MAP_PRIVATE | unreserved };
         // What a linker leaves empty between code and data: less than it costs to map it.
         if content == Content::Anonymous
             && prot == 0
@@ -296,11 +299,12 @@ impl Builder {
                 }
             }
             (Content::File(offset), VmaKind::File { path, shared, .. }) => {
-                let flags = if *shared { MAP_SHARED } else { MAP_PRIVATE };
+                let flags = unreserved | if *shared { MAP_SHARED } else { MAP_PRIVATE };
                 self.map(Key::File(path.clone()), Mapping { offset, flags, ..mapping });
             }
             _ => {
                 let flags = MAP_ANONYMOUS
+                    | unreserved
                     | if vma.special.contains(VmFlags::DROPPABLE) {
                         MAP_DROPPABLE
                     } else {

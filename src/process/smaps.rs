@@ -41,6 +41,8 @@ impl VmFlags {
     pub const GUARDED: Self = Self(1 << 13);
     /// `gd`: grows downwards.
     pub const GROWS_DOWN: Self = Self(1 << 14);
+    /// `nr`: no memory is set aside for it (`MAP_NORESERVE`).
+    pub const NO_RESERVE: Self = Self(1 << 15);
 
     /// None of `other` is missing.
     #[must_use]
@@ -71,6 +73,7 @@ impl VmFlags {
             "sl" => Self::SEALED,
             "gu" => Self::GUARDED,
             "gd" => Self::GROWS_DOWN,
+            "nr" => Self::NO_RESERVE,
             _ => Self::default(),
         }
     }

@@ -26,11 +26,12 @@ use crate::process::smaps::Smaps;
 use crate::process::{DescriptorKind, Memory, OnDisk, PageSource, Process, ProcessError, VmaKind};
 
 use super::frozen::Frozen;
+use super::others;
 use super::progress::{Event, Progress};
 use super::recipe::{Engines, Recipe};
+use super::rehearsal::{self, Rehearsal};
 use super::sources::Sources;
 use super::{Refusal, SnapshotError};
-use super::{others, rehearsal};
 use crate::sys::keeper::Isolation;
 use crate::{image, process};
 
@@ -122,7 +123,10 @@ fn touched(
     let (image, section) = writer.rehearse(plan)?;
     let end = writer.position();
     let view = PlanView::new(plan, end, MEMORY_OFFSET..end).map_err(NativeError::Plan)?;
-    Ok(rehearsal::touched(frozen, &image, &section, &view))
+    match rehearsal::rehearse(frozen, &image, &section, &view) {
+        Rehearsal::Touched(touched) => Ok(touched),
+        Rehearsal::Failed { why, hint } => Err(SnapshotError::NotRestored { why, hint }),
+    }
 }
 
 /// A library of which no more than this is mapped is in every image: opening its file and mapping its

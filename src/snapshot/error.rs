@@ -73,6 +73,14 @@ pub enum SnapshotError {
     /// Something is there that cannot be frozen.
     #[error("the process holds what cannot be frozen: {}", list(.0))]
     Refused(Vec<Refusal>),
+    /// It was frozen, and cannot be brought back here.
+    #[error("the image could not be restored when that was tried: {why}")]
+    NotRestored {
+        /// The restorer's reason.
+        why: String,
+        /// What it says is to be done.
+        hint: String,
+    },
     /// Someone asked to stop.
     #[error("interrupted ({0})")]
     Interrupted(Signal),
@@ -181,6 +189,7 @@ impl Explain for SnapshotError {
                 "what is imported must not end the process; what it printed may say more".to_owned()
             }
             Self::Refused(refusals) => advice(refusals).to_owned(),
+            Self::NotRestored { hint, .. } => hint.clone(),
             Self::Interrupted(_) => "nothing was written; start again when it suits you".to_owned(),
             Self::Report(_) | Self::System { .. } | Self::Unreadable { .. } => {
                 "`preloaded-criu doctor snapshot` looks at this machine".to_owned()

@@ -3,7 +3,7 @@
 //!
 //! It runs an empty script, and nothing of the user's: no hook, no function that an import wants to be
 //! called at exit. Where it cannot be watched, or does not end as it should, nothing is known, and the
-//! image is as good as it can be without.
+//! image is as good as it can be without; but one that cannot be restored here is none.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -27,16 +27,32 @@ use crate::sys::procfs::ProcessDirectory;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const PROT_WRITE: u32 = 2;
+/// How the restorer and the resident end where they fail, and how what they say of it begins.
+const OUR_FAILURE: i32 = 125;
+const OUR_NAME: &str = "preloaded-criu: ";
 
-/// The private memory of the image that a run writes to, in the order of its addresses; none where that
-/// could not be seen.
-pub(super) fn touched(
+/// What came of it.
+pub(super) enum Rehearsal {
+    /// The private memory of the image that a run writes to, in the order of its addresses; none where that
+    /// could not be seen.
+    Touched(Vec<Range<u64>>),
+    /// The image could not be restored.
+    Failed {
+        /// Why.
+        why: String,
+        /// What to do.
+        hint: String,
+    },
+}
+
+/// Holds it.
+pub(super) fn rehearse(
     frozen: &Frozen,
     image: &File,
     plan: &Section,
     view: &PlanView<'_>,
-) -> Vec<Range<u64>> {
-    watch(frozen, image, plan, view).ok().flatten().unwrap_or_default()
+) -> Rehearsal {
+    watch(frozen, image, plan, view).unwrap_or_else(|_| Rehearsal::Touched(Vec::new()))
 }
 
 fn watch(
@@ -44,10 +60,12 @@ fn watch(
     image: &File,
     plan: &Section,
     view: &PlanView<'_>,
-) -> io::Result<Option<Vec<Range<u64>>>> {
+) -> io::Result<Rehearsal> {
     // Its directory is searched for modules, and has none; whatever becomes of us, it is removed.
     let script = frozen.directory.join("script.py");
+    let said = frozen.directory.join("script.err");
     write_new(&script, b"")?;
+    write_new(&said, b"")?;
     let name = frozen.arguments.first().cloned();
     let launch = Launch {
         image: OwnedFd::from(image.try_clone()?),
@@ -60,9 +78,27 @@ fn watch(
         children: None,
     };
     let turn = || -> Option<Infallible> { exec(launch).ok() };
-    let seen = at_its_end(PATIENCE, turn, |process| written(process, image, view));
-    fs::remove_file(script)?;
-    seen?.transpose()
+    let errors = File::options().append(true).open(&said)?;
+    let seen = at_its_end(PATIENCE, &errors, turn, |process, status| {
+        (written(process, image, view), status)
+    });
+    let text = String::from_utf8_lossy(&fs::read(&said)?).into_owned();
+    for file in [script, said] {
+        fs::remove_file(file)?;
+    }
+    Ok(match (seen?, failure(&text)) {
+        (Some((_, Some(OUR_FAILURE))), Some(failed)) => failed,
+        (Some((touched, _)), _) => Rehearsal::Touched(touched?),
+        (None, _) => Rehearsal::Touched(Vec::new()),
+    })
+}
+
+/// What the restorer or the resident has said: the reason stands alone in the second line.
+fn failure(said: &str) -> Option<Rehearsal> {
+    let mut lines = said.strip_prefix(OUR_NAME)?.lines().skip(1);
+    let why = lines.next()?.trim().to_owned();
+    let hint = lines.find_map(|line| line.strip_prefix("hint: "))?.to_owned();
+    Some(Rehearsal::Failed { why, hint })
 }
 
 /// Which pages of the image's private mappings a process has copies of (the kernel's

@@ -1,7 +1,10 @@
 //! A look at a process at its very end, when its memory is still there.
 
 use std::convert::Infallible;
+use std::fs::File;
 use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -70,22 +73,23 @@ impl Drop for Traced {
     }
 }
 
-/// Starts a child with `/dev/null` as its standard descriptors, of which `turn` makes another program, and
-/// looks at it when it is about to end. None if it does not come to that in time. The child is gone
-/// afterwards, and ends with us at the latest.
+/// Starts a child with `/dev/null` as its standard descriptors, and `errors` for its errors, of which `turn`
+/// makes another program, and looks at it when it is about to end, with its exit status if it ends by itself.
+/// None if it does not come to that in time. The child is gone afterwards, and ends with us at the latest.
 ///
 /// # Errors
 ///
 /// The kernel's reason why there is no such child, or why it cannot be traced.
 pub fn at_its_end<T>(
     patience: Duration,
+    errors: &File,
     turn: impl FnOnce() -> Option<Infallible>,
-    look: impl FnOnce(Pid) -> T,
+    look: impl FnOnce(Pid, Option<i32>) -> T,
 ) -> io::Result<Option<T>> {
     let deadline = Instant::now() + patience;
     let parent = getpid();
     let Some(child) = fork()? else {
-        if be_traced(parent).is_ok() {
+        if be_traced(parent, errors).is_ok() {
             turn();
         }
         leave()
@@ -100,16 +104,20 @@ pub fn at_its_end<T>(
         Options::PTRACE_O_TRACEEXIT | Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_EXITKILL,
     )?;
     ptrace::cont(child.0, None)?;
-    Ok(child.reaches_its_end(deadline)?.then(|| look(child.0)))
+    if !child.reaches_its_end(deadline)? {
+        return Ok(None);
+    }
+    let status = ExitStatus::from_raw(ptrace::getevent(child.0)?.try_into().unwrap_or_default());
+    Ok(Some(look(child.0, status.code())))
 }
 
-fn be_traced(parent: Pid) -> io::Result<()> {
+fn be_traced(parent: Pid, errors: &File) -> io::Result<()> {
     // Whoever is the parent of an orphan does not know that it is to trace it.
     end_with(parent)?;
     let null = null_device()?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
-    dup2_stderr(&null)?;
+    dup2_stderr(errors)?;
     default_signals()?;
     ptrace::traceme()?;
     raise(Signal::SIGSTOP)?;
@@ -126,14 +134,14 @@ mod tests {
     use super::*;
     use crate::sys::spawn;
 
-    fn run(words: &[&str], patience: Duration) -> Option<String> {
+    fn run(words: &[&str], patience: Duration) -> Option<(String, Option<i32>)> {
         let words: Vec<CString> = words.iter().map(|word| CString::new(*word).unwrap()).collect();
         let turn = || execv(&words[0], &words).ok();
-        let look = |pid: Pid| {
+        let look = |pid: Pid, status| {
             let program = read_link(format!("/proc/{pid}/exe")).unwrap();
-            program.file_name().unwrap().to_string_lossy().into_owned()
+            (program.file_name().unwrap().to_string_lossy().into_owned(), status)
         };
-        at_its_end(patience, turn, look).unwrap()
+        at_its_end(patience, &null_device().unwrap(), turn, look).unwrap()
     }
 
     /// Runs a test alone: another thread must not hold what a child needs.
@@ -148,8 +156,11 @@ mod tests {
     fn a_child_is_seen_before_it_is_gone() {
         if alone("a_child_is_seen_before_it_is_gone") {
             let patience = Duration::from_secs(30);
-            let seen = run(&["/bin/sh", "-c", "exec sleep 0"], patience);
-            assert!(seen.is_some_and(|name| name == "sleep" || name == "coreutils"));
+            let (name, status) = run(&["/bin/sh", "-c", "exec sleep 0"], patience).unwrap();
+            assert!((name == "sleep" || name == "coreutils") && status == Some(0));
+            for (end, status) in [("exit 125", Some(125)), ("kill -9 $$", None)] {
+                assert_eq!(run(&["/bin/sh", "-c", end], patience).unwrap().1, status);
+            }
             assert_eq!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Err(Errno::ECHILD));
         }
     }

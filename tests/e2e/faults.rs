@@ -830,6 +830,59 @@ fn where_proc_is_not_mounted() {
     });
 }
 
+/// Memory that the kernel has promised bit by bit, and does not promise at once: twice what it has.
+const PROMISED: &str = "import ctypes, os\n\
+    libc = ctypes.CDLL(None, use_errno=True)\n\
+    libc.mmap.restype = ctypes.c_void_p\n\
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]\n\
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]\n\
+    part = 1 << 30\n\
+    parts = 2 + 2 * os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // part\n\
+    start = libc.mmap(None, parts * part, 0, 0x22, -1, 0)\n\
+    for number in range(parts):\n\
+    \x20   assert libc.mprotect(start + number * part, part, 3) == 0\n";
+
+/// The same without a promise.
+const UNPROMISED: &str = "import mmap, os\n\
+    size = 3 * os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')\n\
+    kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000\n\
+    memory = mmap.mmap(-1, size, kind, mmap.PROT_READ | mmap.PROT_WRITE)\n\
+    memory[-1] = 1\n";
+
+#[test]
+fn more_memory_than_there_is() {
+    for_makers(|it| {
+        it.file("promised.py", PROMISED);
+        it.file("unpromised.py", UNPROMISED);
+        let snapshot = |module| {
+            let named = ["--force", "--import", module, "-o", "big.img", "--python"];
+            it.snapshot(named).args([&it.seat.python.path]).run()
+        };
+        let image = it.work().join("big.img");
+        // What cannot be restored is no image.
+        snapshot("promised").is_refused(&["when that was tried", "ENOMEM", "vm.overcommit_memory"]);
+        assert!(!image.exists());
+        snapshot("unpromised").succeeds();
+        let code = "import unpromised; print(unpromised.memory[-1])";
+        for options in [&[][..], &["--eager"]] {
+            let run = it.program(["run"]).args(options).args([&image]).args(["-c", code]).run();
+            assert_eq!(run.succeeds().text(), "1\n");
+        }
+    });
+}
+
+/// What is mounted when somebody looks for it: of the kernel's own file systems, tracefs is.
+#[test]
+fn an_image_in_a_directory_that_is_mounted_when_it_is_needed() {
+    as_root(|it| {
+        fs::create_dir(it.work().join("place")).unwrap();
+        let mounted =
+            ["unshare", "--mount", "sh", "-c", "mount -t debugfs none place; exec \"$@\"", "sh"];
+        let run = it.program(["run", "place/tracing/README"]).through(mounted).run();
+        run.is_refused(&["not an image"]);
+    });
+}
+
 #[test]
 fn where_there_is_no_null_device() {
     as_root(|it| {
