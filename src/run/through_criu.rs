@@ -29,7 +29,7 @@ use crate::sys::caller::{
 use crate::sys::inherited::environment;
 use crate::sys::keeper::{Isolation, Keeper, KeeperError};
 use crate::sys::numbers::Numbers;
-use crate::sys::private::{Private, SAFE_PLACE, make_first};
+use crate::sys::private::{Private, SAFE_PLACE};
 use crate::sys::spawn::Orphans;
 use crate::sys::supervise::{Held, end_alike, hand_down, supervise};
 use crate::sys::way::Blocked;
@@ -127,8 +127,8 @@ impl Explain for ThroughCriuError {
             Self::Descriptor { number } => format!("close it: `{number}<&-` in a shell"),
             Self::Pipe { .. } => "put the file back, or make the image anew".into(),
             Self::Files(FilesError::Write { .. }) => {
-                "see that there is room for its files and descriptors (ulimit -n, -f), in /dev/shm or the \
-                 directory that TMPDIR names"
+                "see that there is room for its files and descriptors (ulimit -n, -f), in /run, /dev/shm or \
+                 the directory that TMPDIR names"
                     .into()
             }
             Self::Files(_) => "make the image again with `preloaded-criu snapshot --force`".into(),
@@ -261,7 +261,6 @@ fn restore(
     // Removes the directory also where we are killed, so it knows of it before it is there.
     let paths: Vec<PathBuf> = places.iter().map(Private::path).collect();
     let keeper = Keeper::start(Isolation::Host, &paths)?;
-    let directory = make_first(&places).map_err(ThroughCriuError::NoPlace)?;
     let old = criu::restore::numbers(archive)?;
     let held = Numbers::take(old.len()).map_err(system("start a process"))?;
     let new: Vec<u32> = held.iter().collect();
@@ -290,7 +289,7 @@ fn restore(
     let plan = Restore {
         archive,
         image: launch.image.file(),
-        image_path: place(launch.image).map_err(system("find the image's place"))?,
+        image_path: whereabouts(launch.image).map_err(system("find the image's place"))?,
         memory: memory(view, launch.image.pages()?, eager),
         yielding: yielding(view),
         caller,
@@ -298,7 +297,8 @@ fn restore(
         frozen_orders: FROZEN_ORDERS,
         orders: number,
     };
-    plan.write(&directory)?;
+    let place = write(&plan, places)?;
+    let directory = place.path();
     let folder = File::open(&directory).map_err(system("open CRIU's directory"))?;
     let image = launch.image.file().try_clone().map_err(system("open the image again"))?;
     let runtime = criu::runtime_directory(criu.version, Isolation::Host);
@@ -346,8 +346,32 @@ fn restore(
     Ok(Restored::Script(Pid::from_raw(restored?), orders))
 }
 
+/// Writes CRIU's files to the first of these places that has room for them.
+fn write(plan: &Restore<'_>, places: Vec<Private>) -> Result<Private, ThroughCriuError> {
+    let mut failed = ThroughCriuError::NoPlace(Errno::ENOENT.into());
+    for place in places {
+        let written = place.make().map_err(ThroughCriuError::NoPlace).and_then(|directory| {
+            plan.write(&directory)?;
+            Ok(())
+        });
+        match written {
+            Ok(()) => return Ok(place),
+            // What was written there goes with it.
+            Err(error @ ThroughCriuError::NoPlace(_)) => failed = error,
+            Err(error) if is_full(&error) => failed = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(failed)
+}
+
+fn is_full(error: &ThroughCriuError) -> bool {
+    matches!(error, ThroughCriuError::Files(FilesError::Write { source, .. })
+        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+}
+
 /// Where the image is, or was before somebody removed it or a directory above it: it is open.
-fn place(image: &Image) -> io::Result<PathBuf> {
+fn whereabouts(image: &Image) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", image.file().as_fd().as_raw_fd()))
 }
 

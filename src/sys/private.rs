@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::geteuid;
@@ -114,22 +113,6 @@ pub fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     file.write_all(content)
 }
 
-/// Makes the first of them that can be made.
-///
-/// # Errors
-///
-/// Why the last could not be, or that there is none.
-pub fn make_first(directories: &[Private]) -> Result<PathBuf, Blocked> {
-    let mut last = Blocked::from(Errno::ENOENT);
-    for directory in directories {
-        match directory.make() {
-            Ok(path) => return Ok(path),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::{self, Permissions};
@@ -140,7 +123,7 @@ mod tests {
 
     use nix::unistd::{Uid, chown, geteuid};
 
-    use super::{Private, make_first, remove, write_new};
+    use super::{Private, remove, write_new};
     use crate::sys::way::Blocked;
 
     fn is_there(error: &Blocked) -> bool {
@@ -168,10 +151,7 @@ mod tests {
         fs::create_dir(&squatted).unwrap();
         fs::write(squatted.join("theirs"), "").unwrap();
         let wanted = || Private::named(folder.path().to_owned(), "wanted".into());
-        let fallback = Private::named(folder.path().to_owned(), "fallback".into());
         assert!(is_there(&wanted().make().unwrap_err()), "even one's own");
-        let made = make_first(&[wanted(), fallback]).unwrap();
-        assert_eq!(made, folder.path().join("fallback"));
         assert!(squatted.join("theirs").exists());
         if geteuid().is_root() {
             chown(&squatted, Some(Uid::from_raw(12345)), None).unwrap();
@@ -221,17 +201,17 @@ mod tests {
     }
 
     #[test]
-    fn a_place_where_everyone_renames_is_passed_over() {
+    fn a_place_where_everyone_renames_is_none() {
         let folder = tempfile::tempdir().unwrap();
         let [open, closed] = ["open", "closed"].map(|name| folder.path().join(name));
         for place in [&open, &closed] {
             fs::create_dir(place).unwrap();
         }
         fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
-        let directories = [&open, &closed].map(|place| Private::new(place.clone()));
-        assert!(make_first(&directories).unwrap().starts_with(&closed));
+        let [in_open, in_closed] = [&open, &closed].map(|place| Private::new(place.clone()));
+        assert!(in_closed.make().unwrap().starts_with(&closed));
+        let error = in_open.make().unwrap_err();
         assert_eq!(fs::read_dir(&open).unwrap().count(), 0);
-        let error = make_first(&directories[..1]).unwrap_err();
         assert!(matches!(error, Blocked::OpenDirectory { .. }), "{error:?}");
     }
 }
