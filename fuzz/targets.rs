@@ -315,6 +315,7 @@ fn caller() -> Caller {
         capabilities: Capabilities::default(),
         secure_bits: 0,
         no_new_privileges: true,
+        no_huge_pages: false,
         umask: 0o22,
         limits: vec![(1024, 4096); 16],
         nice: 0,

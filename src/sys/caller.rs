@@ -34,6 +34,8 @@ pub struct Caller {
     pub secure_bits: u32,
     /// `PR_GET_NO_NEW_PRIVS` of prctl(2).
     pub no_new_privileges: bool,
+    /// `PR_GET_THP_DISABLE` of prctl(2): its memory is never made of huge pages.
+    pub no_huge_pages: bool,
     /// Mask of file modes (umask(2)).
     pub umask: u32,
     /// Soft and hard limit of each resource, in the order of their numbers (getrlimit(2)).
@@ -96,6 +98,7 @@ impl Caller {
             capabilities: capabilities(users.effective.is_root())?,
             secure_bits: control(libc::PR_GET_SECUREBITS)?.cast_unsigned(),
             no_new_privileges: control(libc::PR_GET_NO_NEW_PRIVS)? != 0,
+            no_huge_pages: control(libc::PR_GET_THP_DISABLE)? != 0,
             umask: mask.bits(),
             limits: (0..LIMITS).map(limit).collect::<io::Result<_>>()?,
             nice: nice()?,
@@ -169,7 +172,7 @@ fn bits(set: &CapsHashSet) -> u64 {
 }
 
 fn control(option: i32) -> io::Result<i32> {
-    // SAFETY: both options that are asked for take no address.
+    // SAFETY: no option that is asked for takes an address.
     let value = unsafe { libc::prctl(option, 0, 0, 0, 0) };
     if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }

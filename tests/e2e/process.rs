@@ -41,7 +41,12 @@ with open('/proc/self/status') as file:
 #[test]
 fn what_the_kernel_says_of_it() {
     everywhere(|it| {
-        it.python(["script.py"]).file("script.py", STATUS).is_as_stock().succeeds();
+        let run = it.python(["script.py"]).file("script.py", STATUS);
+        run.is_as_stock().succeeds();
+        // PR_SET_THP_DISABLE
+        let small_pages = "import ctypes, os, sys; ctypes.CDLL(None).prctl(41, 1, 0, 0, 0); os.execvp(sys.argv[1], sys.argv[1:])";
+        let outcome = run.through(["/usr/bin/python3", "-c", small_pages]).is_as_stock().succeeds();
+        assert!(outcome.text().contains("THP_enabled \t0"), "{outcome:?}");
         let code = "import os, sys\n\
             for name in ('exe', 'cwd', 'root'): print(name, os.readlink(f'/proc/self/{name}'))\n\
             for name in ('comm', 'cmdline', 'environ', 'limits', 'cgroup', 'oom_score_adj', 'coredump_filter', 'personality', \

@@ -349,6 +349,7 @@ impl Writer<'_> {
         let mut mm: Mm_entry = self.one(&name, directory::MM)?;
         let vmas = memory::split(&mm.vmas, &restore.memory, &pages, image_file);
         mm.vmas = vmas.ok_or_else(|| damaged(&name, Damage::Nonsense))?;
+        mm.set_thp_disabled(restore.caller.no_huge_pages);
         self.write(&format!("mm-{new}.img"), directory::MM, &[mm])?;
 
         let mut copies = restore.memory.copies.clone();
@@ -475,6 +476,7 @@ mod tests {
             capabilities: Capabilities::default(),
             secure_bits: 0,
             no_new_privileges: false,
+            no_huge_pages: false,
             umask: 0o22,
             limits: vec![(1024, 1024); 16],
             nice: 0,
