@@ -107,7 +107,7 @@ def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
     job = json.loads(job_json.decode())
     report = Report(report_fd, json.dumps)
     _check_python(report)
-    _frozen = Frozen(job.get("preload"))
+    _frozen = Frozen(job.get("preload"), facts.pop("sqlite"))
     reads = Reads(_frozen.environment)
     ledger = Ledger(report_fd, facts.get("orders"))
     watch = Watch(_frozen.randomness.notes, _frozen.pools.notes)
@@ -486,11 +486,15 @@ class LastWords:
 class Frozen:
     """What the image holds for ``thaw``."""
 
-    def __init__(self, preload: str | None) -> None:
+    def __init__(
+        self,
+        preload: str | None,
+        sqlite: tuple[Callable[[bytes], bytes], Callable[[], object]],
+    ) -> None:
         self.environment = environment = Environment(preload)
         locale = Locale(environment)
         self.pools = pools = Pools(environment)
-        self.randomness = Randomness()
+        self.randomness = Randomness(*sqlite)
         self.callbacks = Callbacks()
         self.streams = Streams(locale)
         self.hooks = Hooks()
@@ -1262,7 +1266,10 @@ class Randomness:
     """Everything that the imports drew from the operating system, and other processes must not
     share."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, find_sqlite: Callable[[bytes], bytes], reset_sqlite: Callable[[], object]
+    ) -> None:
+        self.find_sqlite, self.reset_sqlite = find_sqlite, reset_sqlite
         self.generators = {"random": RandomGenerator(), "numpy.random.mtrand": NumpyGenerator()}
         self.instances = Instances()
         self.refusals: list[tuple[str, str]] = []
@@ -1312,11 +1319,17 @@ class Randomness:
         process: Any = sys.modules.get("multiprocessing.process")
         if process and process.current_process().authkey is self.authkey:
             self.fresh.append(lambda: self.fresh_authkey(process.current_process()))
-        # A copy of OpenSSL that cannot be told so.
-        self.foreign_openssl = "cryptography" in sys.modules
+        # It has a copy of OpenSSL that cannot be told so.
+        self.tells_by_pid = "cryptography" in sys.modules
         ssl: Any = sys.modules.get("_ssl")
         if ssl:
             self.fresh.append(lambda: self.mix(ssl))
+        sqlite: Any = sys.modules.get("_sqlite3")
+        if sqlite:
+            if not self.find_sqlite(os.fsencode(_file(sqlite) or "")):
+                self.reset_sqlite = lambda: self.open_database(sqlite)
+                self.tells_by_pid = True
+            self.fresh.append(self.reset_sqlite)
         uuid: Any = sys.modules.get("uuid")
         if uuid and uuid._generate_time_safe:
             self.fresh.append(lambda: self.tell_apart(uuid, uuid._generate_time_safe))
@@ -1369,9 +1382,15 @@ class Randomness:
         if os.getpid() == self.pid:
             ssl.RAND_add(os.urandom(32), 32.0)
 
+    @staticmethod
+    def open_database(sqlite: Any) -> None:
+        """A SQLite that shows none of its functions seeds itself anew where it is about to open a file and
+        sees another process id (src/os_unix.c, unixOpen)."""
+        _try(lambda: sqlite.connect("file:/proc/self/none?mode=ro", uri=True))
+
     def thaw(self, start: Start) -> None:
-        if self.foreign_openssl and os.getpid() == self.pid:
-            # To a copy of OpenSSL that cannot be told, this is the frozen process.
+        if self.tells_by_pid and os.getpid() == self.pid:
+            # To a generator that cannot be told, this is the frozen process.
             start.over()
         for fresh in self.fresh:
             fresh()

@@ -29,6 +29,7 @@ agent = type(sys)("_preloaded_criu")
 exec(compile(control["agent"], "<agent>", "exec", dont_inherit=True), agent.__dict__)
 names = control.pop("names from c")
 resident = {"variables": lambda: names, "wipe": len, "wipe_given": len}
+resident["sqlite"] = (lambda path: b"", lambda: None)
 agent.prepare(control["job"], control["report"], {**control["facts"], **resident})
 random = sys.modules.get("random")
 state = random and random.getstate()
