@@ -8,8 +8,11 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::libc;
 use crate::python::{METH_NOARGS, METH_O, Method, Object, Python};
+use crate::syscall::{self, call};
 use crate::variables::{bytes, content};
 
+static PRCTL: Method =
+    Method { name: c"prctl".as_ptr(), function: prctl, flags: METH_O, doc: null() };
 static FIND_SQLITE: Method =
     Method { name: c"find_sqlite".as_ptr(), function: find_sqlite, flags: METH_O, doc: null() };
 static RESET_SQLITE: Method = Method {
@@ -22,15 +25,31 @@ static RESET_SQLITE: Method = Method {
 /// `sqlite3_randomness`, or null.
 static RANDOMNESS: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
 
-/// The Python functions: [`find_sqlite`] and [`reset_sqlite`].
+/// The Python functions: [`prctl`], [`find_sqlite`] and [`reset_sqlite`].
 ///
 /// # Safety
 ///
 /// After `variables::begin`, in a thread that holds the GIL.
-pub(crate) unsafe fn functions(python: &Python) -> [Object; 2] {
+pub(crate) unsafe fn functions(python: &Python) -> [Object; 3] {
     // SAFETY: the records never change.
-    [&FIND_SQLITE, &RESET_SQLITE]
+    [&PRCTL, &FIND_SQLITE, &RESET_SQLITE]
         .map(|method| unsafe { (python.PyCFunction_NewEx)(method, null_mut(), null_mut()) })
+}
+
+/// `prctl(options)` in Python: what prctl(2) says to each option (a byte) without arguments, in 64 bits
+/// each.
+unsafe extern "C" fn prctl(_: Object, options: Object) -> Object {
+    const MOST: usize = 32;
+    let mut said = [0_isize; MOST];
+    // SAFETY: called by CPython, which holds the GIL, with options that only tell.
+    unsafe {
+        let options = content(options);
+        let options = options.get(..MOST).unwrap_or(options);
+        for (option, place) in options.iter().zip(&mut said) {
+            *place = call(syscall::PRCTL, [(*option).into(), 0, 0, 0, 0, 0]);
+        }
+        bytes(said.as_ptr().cast(), size_of::<isize>() * options.len())
+    }
 }
 
 /// `find_sqlite(path)` in Python: finds the function by which SQLite's generator is reset, of the SQLite

@@ -291,9 +291,9 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
         let (start, end) = own_range();
         let variables = variables::begin(python);
         let [wipe, wipe_given] = variables::wipers(python);
-        let [find_sqlite, reset_sqlite] = facts::functions(python);
+        let [prctl, find_sqlite, reset_sqlite] = facts::functions(python);
         let facts = (python.Py_BuildValue)(
-            c"{s:K,s:[KK],s:i,s:N,s:N,s:N,s:(NN)}".as_ptr(),
+            c"{s:K,s:[KK],s:i,s:N,s:N,s:N,s:N,s:(NN)}".as_ptr(),
             c"thaw".as_ptr(),
             thaw,
             c"resident".as_ptr(),
@@ -307,6 +307,8 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
             wipe,
             c"wipe_given".as_ptr(),
             wipe_given,
+            c"prctl".as_ptr(),
+            prctl,
             c"sqlite".as_ptr(),
             find_sqlite,
             reset_sqlite,
