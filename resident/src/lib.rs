@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "this crate runs inside another program")]
 
 mod children;
+mod facts;
 mod fresh;
 mod libc;
 mod madvise;
@@ -290,8 +291,9 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
         let (start, end) = own_range();
         let variables = variables::begin(python);
         let [wipe, wipe_given] = variables::wipers(python);
+        let [prctl, find_sqlite, reset_sqlite] = facts::functions(python);
         let facts = (python.Py_BuildValue)(
-            c"{s:K,s:[KK],s:i,s:N,s:N,s:N}".as_ptr(),
+            c"{s:K,s:[KK],s:i,s:N,s:N,s:N,s:N,s:(NN)}".as_ptr(),
             c"thaw".as_ptr(),
             thaw,
             c"resident".as_ptr(),
@@ -305,6 +307,11 @@ unsafe fn load_agent(python: &Python, channels: &Channels) -> Object {
             wipe,
             c"wipe_given".as_ptr(),
             wipe_given,
+            c"prctl".as_ptr(),
+            prctl,
+            c"sqlite".as_ptr(),
+            find_sqlite,
+            reset_sqlite,
         );
         let prepare = (python.PyObject_GetAttrString)(module, c"prepare".as_ptr());
         let done =

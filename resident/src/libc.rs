@@ -18,6 +18,8 @@ pub(crate) struct DlInfo {
 #[link(name = "c")]
 unsafe extern "C" {
     pub(crate) fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+    pub(crate) fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
+    pub(crate) fn dlclose(handle: *mut c_void) -> c_int;
     pub(crate) fn setenv(name: *const c_char, value: *const c_char, overwrite: c_int) -> c_int;
     pub(crate) fn unsetenv(name: *const c_char) -> c_int;
     pub(crate) fn strtol(text: *const c_char, end: *mut *mut c_char, base: c_int) -> i64;

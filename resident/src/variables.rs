@@ -224,8 +224,6 @@ unsafe extern "C" fn finish(_: Object, _: Object) -> Object {
     // SAFETY: called by CPython, which holds the GIL; the address was stored by `begin`. The names are
     // moved to the front, where each takes no more than it did.
     unsafe {
-        let bytes = BYTES.load(Ordering::Relaxed) as *const ();
-        let bytes: unsafe extern "C" fn(*const c_char, isize) -> Object = transmute(bytes);
         let record = RECORD.swap(null_mut(), Ordering::SeqCst);
         if record.is_null() {
             return bytes(c"".as_ptr(), 0);
@@ -241,14 +239,18 @@ unsafe extern "C" fn finish(_: Object, _: Object) -> Object {
             filled += length + 1;
             place += size(length);
         }
-        let names = bytes(record.cast(), filled as isize);
+        let names = bytes(record.cast(), filled);
         call(syscall::MUNMAP, [record as usize, ROOM, 0, 0, 0, 0]);
         names
     }
 }
 
 /// The content of a bytes object.
-unsafe fn content<'a>(object: Object) -> &'a mut [u8] {
+///
+/// # Safety
+///
+/// After [`begin`], in a thread that holds the GIL; it is a bytes object, which outlives its content.
+pub(crate) unsafe fn content<'a>(object: Object) -> &'a mut [u8] {
     // SAFETY: the functions that `begin` has stored, of these types; the agent hands a bytes object, which
     // lives as long as the call.
     unsafe {
@@ -264,13 +266,23 @@ unsafe fn content<'a>(object: Object) -> &'a mut [u8] {
     }
 }
 
-unsafe fn done() -> Object {
+/// A bytes object.
+///
+/// # Safety
+///
+/// After [`begin`], in a thread that holds the GIL; so many bytes can be read there.
+pub(crate) unsafe fn bytes(first: *const c_char, length: usize) -> Object {
     let bytes = BYTES.load(Ordering::Relaxed) as *const ();
     // SAFETY: the function that `begin` has stored, of that type.
     unsafe {
         let bytes: unsafe extern "C" fn(*const c_char, isize) -> Object = transmute(bytes);
-        bytes(c"".as_ptr(), 0)
+        bytes(first, length.cast_signed())
     }
+}
+
+unsafe fn done() -> Object {
+    // SAFETY: called by CPython, which holds the GIL.
+    unsafe { bytes(c"".as_ptr(), 0) }
 }
 
 /// `wipe(value)` in Python.

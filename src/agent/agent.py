@@ -51,7 +51,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType, TracebackType
-    from typing import Any, NoReturn, Protocol
+    from typing import Any, NoReturn, Protocol, TypeVar
+
+    Key = TypeVar("Key")
 
     class Part(Protocol):
         """Something that a process has and an image must not. Made before the imports."""
@@ -107,9 +109,9 @@ def prepare(job_json: bytes, report_fd: int, facts: dict[str, Any]) -> None:
     job = json.loads(job_json.decode())
     report = Report(report_fd, json.dumps)
     _check_python(report)
-    _frozen = Frozen(job.get("preload"))
+    _frozen = Frozen(job.get("preload"), facts.pop("sqlite"))
     reads = Reads(_frozen.environment)
-    ledger = Ledger(report_fd, facts.get("orders"))
+    ledger = Ledger(Properties(facts.pop("prctl")), report_fd, facts.get("orders"))
     watch = Watch(_frozen.randomness.notes, _frozen.pools.notes)
     sys.meta_path.insert(0, watch)
     _import(job["imports"], report, ledger)
@@ -486,11 +488,15 @@ class LastWords:
 class Frozen:
     """What the image holds for ``thaw``."""
 
-    def __init__(self, preload: str | None) -> None:
+    def __init__(
+        self,
+        preload: str | None,
+        sqlite: tuple[Callable[[bytes], bytes], Callable[[], object]],
+    ) -> None:
         self.environment = environment = Environment(preload)
         locale = Locale(environment)
         self.pools = pools = Pools(environment)
-        self.randomness = Randomness()
+        self.randomness = Randomness(*sqlite)
         self.callbacks = Callbacks()
         self.streams = Streams(locale)
         self.hooks = Hooks()
@@ -507,6 +513,7 @@ class Frozen:
             Memories(),
             Processes(),
             pools,
+            Marks(),
             self.callbacks,
             self,
         ]
@@ -563,7 +570,7 @@ class Frozen:
 class Start:
     """How this process was started."""
 
-    __slots__ = ("environ", "argv", "ignored", "numbers")
+    __slots__ = ("environ", "argv", "ignored", "numbers", "umask")
 
     def __init__(
         self, block: bytes, argv: list[bytes], ignored: int, numbers: bytes = b""
@@ -577,6 +584,8 @@ class Start:
                 self.environ.setdefault(name, value)
         self.argv = argv
         self.ignored = ignored
+        self.umask: int | None = None
+        """The caller's, where an import's has taken its place."""
 
     def variable(self, name: bytes) -> str:
         """A variable that is meant for Python; empty is as good as absent."""
@@ -623,6 +632,8 @@ class Start:
             ignored = self.ignored >> (number - 1) & 1
             if not ignored and _signal.getsignal(number) is _signal.SIG_IGN:
                 _signal.signal(number, _signal.SIG_DFL)
+        if self.umask is not None:
+            os.umask(self.umask)
         program = "/proc/self/exe"
         try:
             if sys.executable[:1] == "/" and os.path.samefile(sys.executable, program):
@@ -1262,7 +1273,10 @@ class Randomness:
     """Everything that the imports drew from the operating system, and other processes must not
     share."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, find_sqlite: Callable[[bytes], bytes], reset_sqlite: Callable[[], object]
+    ) -> None:
+        self.find_sqlite, self.reset_sqlite = find_sqlite, reset_sqlite
         self.generators = {"random": RandomGenerator(), "numpy.random.mtrand": NumpyGenerator()}
         self.instances = Instances()
         self.refusals: list[tuple[str, str]] = []
@@ -1312,11 +1326,17 @@ class Randomness:
         process: Any = sys.modules.get("multiprocessing.process")
         if process and process.current_process().authkey is self.authkey:
             self.fresh.append(lambda: self.fresh_authkey(process.current_process()))
-        # A copy of OpenSSL that cannot be told so.
-        self.foreign_openssl = "cryptography" in sys.modules
+        # It has a copy of OpenSSL that cannot be told so.
+        self.tells_by_pid = "cryptography" in sys.modules
         ssl: Any = sys.modules.get("_ssl")
         if ssl:
             self.fresh.append(lambda: self.mix(ssl))
+        sqlite: Any = sys.modules.get("_sqlite3")
+        if sqlite:
+            if not self.find_sqlite(os.fsencode(_file(sqlite) or "")):
+                self.reset_sqlite = lambda: self.open_database(sqlite)
+                self.tells_by_pid = True
+            self.fresh.append(self.reset_sqlite)
         uuid: Any = sys.modules.get("uuid")
         if uuid and uuid._generate_time_safe:
             self.fresh.append(lambda: self.tell_apart(uuid, uuid._generate_time_safe))
@@ -1369,9 +1389,15 @@ class Randomness:
         if os.getpid() == self.pid:
             ssl.RAND_add(os.urandom(32), 32.0)
 
+    @staticmethod
+    def open_database(sqlite: Any) -> None:
+        """A SQLite that shows none of its functions seeds itself anew where it is about to open a file and
+        sees another process id (src/os_unix.c, unixOpen)."""
+        _try(lambda: sqlite.connect("file:/proc/self/none?mode=ro", uri=True))
+
     def thaw(self, start: Start) -> None:
-        if self.foreign_openssl and os.getpid() == self.pid:
-            # To a copy of OpenSSL that cannot be told, this is the frozen process.
+        if self.tells_by_pid and os.getpid() == self.pid:
+            # To a generator that cannot be told, this is the frozen process.
             start.over()
         for fresh in self.fresh:
             fresh()
@@ -1563,6 +1589,31 @@ class Pools:
         if self.torch is not None and processors != self.processors:
             # Of two hardware threads of one core it uses one.
             self.torch(max(1, self.torch_threads * processors // self.processors))
+
+
+class Marks:
+    """The umask and the name of the main thread, which a script has as an import has left them."""
+
+    def __init__(self) -> None:
+        self.umask, self.name = self.first = self.look()
+
+    @staticmethod
+    def look() -> tuple[str, bytes]:
+        with _io.open("/proc/self/comm", "rb") as file:
+            return _status_of("/proc/self").get("Umask", ""), file.read().rstrip(b"\n")
+
+    def settle(self) -> None:
+        self.umask, self.name = self.look()
+
+    def thaw(self, start: Start) -> None:
+        if self.umask != self.first[0]:
+            start.umask = os.umask(int(self.umask, 8))
+        if self.name != self.first[1]:
+            _try(self.call)
+
+    def call(self) -> None:
+        with _io.open("/proc/self/comm", "wb", 0) as file:
+            file.write(self.name)
 
 
 class Callbacks:
@@ -2107,10 +2158,87 @@ class Report:
             os._exit(1)
 
 
-class Ledger:
-    """What the imports left open or running, and after which of them it was there first."""
+class Properties:
+    """What a process can change of itself for good, and what its children have from it. In a run it is the
+    caller's, so what an import has done (left its rights, say, before it reads what others wrote) would be
+    undone without a word."""
 
-    def __init__(self, *ours: int | None) -> None:
+    OF_THREADS = {
+        "no_new_privs": ("NoNewPrivs",),
+        "the capabilities": ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"),
+        "the user or the groups": ("Uid", "Gid", "Groups"),
+        "the speculation control": ("Speculation_Store_Bypass", "SpeculationIndirectBranch"),
+    }
+    """Lines of proc_pid_status(5), of which no thread may have another."""
+    OF_PRCTL = {
+        "PR_SET_DUMPABLE": 3,
+        "PR_SET_SECUREBITS": 27,
+        "PR_SET_TIMERSLACK": 30,
+        "PR_MCE_KILL": 34,
+        "PR_SET_THP_DISABLE": 42,
+        "PR_SET_MDWE": 66,
+        "PR_SET_MEMORY_MERGE": 68,
+        "PR_SET_IO_FLUSHER": 74,
+    }
+    """Options of prctl(2) by what sets them: those that tell, without arguments."""
+
+    def __init__(self, prctl: Callable[[bytes], bytes]) -> None:
+        self.prctl = prctl
+
+    def look(self) -> dict[str, str]:
+        threads = [f"/proc/self/task/{name}" for name in _names_in("/proc/self/task")]
+        # One that has just ended tells nothing.
+        statuses = [status for status in map(_status_of, threads) if status]
+        found: dict[str, object] = {"what lies at /proc": bool(statuses)}
+        for what, names in self.OF_THREADS.items() if statuses else ():
+            found[what] = {tuple(map(status.get, names)) for status in statuses}
+        for name in _names_in("/proc/self/ns"):
+            spaces = {self.link(f"{thread}/ns/{name}") for thread in threads}
+            found[f"the {name} namespace"] = spaces - {""}
+        for line in _read("/proc/self/limits").splitlines()[1:]:
+            name, values = line[:26].strip(), line[26:].split()
+            found[f"the limit {name!r}"] = values
+        numbers = memoryview(self.prctl(bytes(self.OF_PRCTL.values()))).cast("q").tolist()
+        found.update(zip(self.OF_PRCTL, numbers))
+        found["the working directory"] = self.directory(".")
+        found["the root directory"] = self.directory("/")
+        found["the session"] = posix.getsid(0)
+        found["the process group"] = posix.getpgid(0)
+        found["the nice value"] = posix.getpriority(posix.PRIO_PROCESS, 0)
+        policy = posix.sched_getscheduler(0), posix.sched_getparam(0).sched_priority
+        found["the scheduling policy"] = policy
+        found["the processors that may be used"] = sorted(posix.sched_getaffinity(0))
+        for name in ("oom_score_adj", "coredump_filter") if statuses else ():
+            found[name] = _read(f"/proc/self/{name}")
+        return {
+            what: repr(sorted(value) if isinstance(value, set) else value)
+            for what, value in found.items()
+        }
+
+    @staticmethod
+    def link(path: str) -> str:
+        try:
+            return posix.readlink(path)
+        except OSError:
+            return ""
+
+    @staticmethod
+    def directory(path: str) -> object:
+        try:
+            status = posix.stat(path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+
+class Ledger:
+    """What the imports left open or running or have changed of the process, and after which of them it was
+    so first."""
+
+    def __init__(self, properties: Properties, *ours: int | None) -> None:
+        self.properties = properties
+        self.first = properties.look()
+        self.changed: dict[str, dict[str, str]] = {}
         self.ours = ours
         self.opened: dict[int, dict[str, str]] = {}
         self.started: dict[int, dict[str, str]] = {}
@@ -2121,6 +2249,7 @@ class Ledger:
 
     def look(self, owner: str) -> None:
         self.owner = owner
+        self.changed = self.update(self.changed, self.properties.look(), owner)
         self.opened = self.update(self.opened, self.open_files(), owner)
         self.started = self.update(self.started, self.children(), owner)
         self.mapped = self.update(self.mapped, self.shared_mappings(), owner)
@@ -2129,8 +2258,8 @@ class Ledger:
 
     @staticmethod
     def update(
-        known: dict[int, dict[str, str]], now: dict[int, str], owner: str
-    ) -> dict[int, dict[str, str]]:
+        known: dict[Key, dict[str, str]], now: dict[Key, str], owner: str
+    ) -> dict[Key, dict[str, str]]:
         entries = {}
         for number, target in now.items():
             entry = known.get(number)
@@ -2140,7 +2269,7 @@ class Ledger:
 
     def open_files(self) -> dict[int, str]:
         found = {}
-        for name in os.listdir("/proc/self/fd"):
+        for name in _names_in("/proc/self/fd"):
             try:
                 target = os.readlink(f"/proc/self/fd/{name}")
             except OSError:
@@ -2152,7 +2281,7 @@ class Ledger:
     @staticmethod
     def children() -> dict[int, str]:
         found = {}
-        for thread in os.listdir("/proc/self/task"):
+        for thread in _names_in("/proc/self/task"):
             for child in _read(f"/proc/self/task/{thread}/children").split():
                 name, _, rest = _read(f"/proc/{child}/stat").partition("(")[2].rpartition(")")
                 ended = ", ended but not waited for" if rest.split()[:1] == ["Z"] else ""
@@ -2177,9 +2306,8 @@ class Ledger:
     def filters() -> dict[int, str]:
         """The seccomp filters by their numbers in the order of their coming (proc_pid_status(5))."""
         most = 0
-        for thread in os.listdir("/proc/self/task"):
-            lines = _read(f"/proc/self/task/{thread}/status").splitlines()
-            status = dict(line.partition(":")[::2] for line in lines)
+        for thread in _names_in("/proc/self/task"):
+            status = _status_of(f"/proc/self/task/{thread}")
             # Linux tells how many there are since 5.9.
             most = max(most, int(status.get("Seccomp_filters", status.get("Seccomp", 0))))
         return {number: "a seccomp filter" for number in range(1, most + 1)}
@@ -2208,6 +2336,10 @@ class Ledger:
         # Those that were there before the imports are the caller's.
         owners = dict.fromkeys(entry["owner"] for entry in self.filtered.values())
         found += [("a seccomp filter", owner) for owner in owners if owner != "python"]
+        # Neither engine brings any of it back.
+        for what, entry in self.changed.items():
+            if entry["target"] != self.first.get(what):
+                found.append((f"a change of {what}", entry["owner"]))
         for entry in () if lenient else self.started.values():
             found.append((f"a child process: {entry['target']}", entry["owner"]))
         return found
@@ -2367,6 +2499,19 @@ def _set_locale(category: int, name: str) -> bool:
     except _locale.Error:  # type: ignore[attr-defined]
         return False
     return True
+
+
+def _status_of(process: str) -> dict[str, str]:
+    """What proc_pid_status(5) says; nothing of what has ended."""
+    lines = _read(f"{process}/status").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _names_in(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
 
 
 def _read(path: str) -> str:

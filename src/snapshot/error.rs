@@ -207,6 +207,8 @@ fn advice(refusals: &[Refusal]) -> &'static str {
          GPU from the imports (--env CUDA_VISIBLE_DEVICES=)"
     } else if some("seccomp filter") {
         "nobody can take a filter away again: let the script install it, not the import"
+    } else if some("a change of ") {
+        "a run has of this what its caller has: let the script change it, not the import"
     } else if some("socket") {
         "let the module connect when it is used, not when it is imported, or close the connection in \
          an --exec file; a pair within the process can be frozen for CRIU's own restore: --engine criu"

@@ -29,7 +29,11 @@ agent = type(sys)("_preloaded_criu")
 exec(compile(control["agent"], "<agent>", "exec", dont_inherit=True), agent.__dict__)
 names = control.pop("names from c")
 resident = {"variables": lambda: names, "wipe": len, "wipe_given": len}
-agent.prepare(control["job"], control["report"], {**control["facts"], **resident})
+resident["sqlite"] = (lambda path: b"", lambda: None)
+# What an import would have set by prctl(2), for it to say.
+told = lambda: getattr(sys.modules.get("prctl_"), "numbers", {})
+prctl = lambda options: b"".join(told().get(one, 0).to_bytes(8, "little") for one in options)
+agent.prepare(control["job"], control["report"], {**control["facts"], **resident, "prctl": prctl})
 random = sys.modules.get("random")
 state = random and random.getstate()
 for run in control["runs"]:
@@ -52,6 +56,10 @@ for entry in run["environ"].split(b"\\0"):
     name, equals, value = entry.partition(b"=")
     if equals and name:
         posix.putenv(name, value)
+# The caller's own.
+os.umask(0o26)
+with open("/proc/self/comm", "w") as file:
+    file.write("caller")
 sys.argv, sys.warnoptions, sys._xoptions = run["sys.argv"], run["warnoptions"], run["xoptions"]
 agent.thaw(run["environ"], run["argv"], run["ignored"], run["options"])
 code = compile(run["program"], "<program>", "exec", dont_inherit=True)
@@ -110,6 +118,7 @@ def freeze(
     options: int = 0,
     preload: str | None = None,
     names_from_c: bytes = b"",
+    lenient: bool = False,
 ) -> Image:
     """Prepares once, and runs each program in a process of its own. ``modules`` are written to
     the current directory of the image, importable from there. ``descriptors`` are what the runs
@@ -155,6 +164,7 @@ def freeze(
             "exec": list(execute),
             "argv0": "python3",
             "preload": preload,
+            "lenient": lenient,
         }
         control.write(
             marshal.dumps(

@@ -155,6 +155,12 @@ say([libraries.calls, vars(libraries.tracker) == {}, seeds.config is seeds.origi
         code = "import numpy.random as r\nr.set_state(r.RandomState(5).get_state())"
         self.assertTrue(self.same(NUMPY, code))
 
+    @unittest.skipUnless(importlib.util.find_spec("_sqlite3"), "needs sqlite3")
+    def test_a_sqlite_that_shows_no_function(self) -> None:
+        program = "import sqlite3; say(sqlite3.connect(':memory:').execute('select hex(randomblob(8))').fetchone())"
+        draw = "import sqlite3\nsqlite3.connect(':memory:').execute('select random()').fetchone()"
+        self.assertFalse(self.same(program, draw))
+
     def test_nobody_keeps_a_stand_in(self) -> None:
         code = "from random import seed\nimport random"
         program = "import code_; say([code_.seed == code_.random.Random.seed.__get__(code_.random._inst), code_.seed is code_.random.seed])"

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::support::{Context, Recipe, everywhere, shared};
+use crate::support::image::arguments;
+use crate::support::{Context, Recipe, everywhere, shared, with_every_python};
 
 const THROW: &str = "import dice\nfor name, value in dice.throw(): print(name, value, sep=': ')";
 
@@ -61,6 +62,33 @@ fn six_runs_of_libraries_draw_six_different_numbers() {
             run("import dice; print(dice.chosen_generator.random(), dice.chosen_state.rand())");
         let first = chosen.thaw().succeeds().text();
         assert_eq!(first, chosen.thaw().succeeds().text());
+        std::fs::remove_file(image).unwrap();
+    });
+}
+
+#[test]
+fn a_sqlite_that_has_drawn_draws_other_numbers_in_every_run() {
+    with_every_python(|it| {
+        // It keeps a journal whose salt is drawn, as a cache does.
+        let module = "import sqlite3\nmemory = sqlite3.connect(':memory:')\nfile = sqlite3.connect('cache.db')\n\
+                      for line in ('pragma journal_mode=wal', 'create table if not exists t(x)', 'insert into t values(hex(randomblob(4)))'):\n\
+                      \x20 file.execute(line)\nfile.commit()\nfile.close()";
+        it.file("cache.py", module);
+        let arguments =
+            [arguments(it.seat, Recipe::Nothing), vec!["--import".into(), "cache".into()]];
+        it.snapshot(arguments.concat()).args(["-o", "sqlite.img"]).run().succeeds();
+        let image = it.keep("sqlite.img");
+        let code = "import cache, sqlite3, sys; assert 'ctypes' not in sys.modules\n\
+                    for memory in cache.memory, sqlite3.connect(':memory:'):\n\
+                    \x20 print(memory.execute('select random(), hex(randomblob(8))').fetchone())";
+        let run = it.code(code).image(&image).options(&["--check", "off"]);
+        let said: BTreeSet<String> = (0..4)
+            .flat_map(|_| {
+                let text = run.thaw().succeeds().text();
+                text.lines().map(ToOwned::to_owned).collect::<Vec<_>>()
+            })
+            .collect();
+        assert_eq!(said.len(), 8, "{said:#?}");
         std::fs::remove_file(image).unwrap();
     });
 }

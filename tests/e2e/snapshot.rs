@@ -13,7 +13,7 @@ use crate::process::FILTER;
 use crate::support::image::{arguments, digest};
 use crate::support::run::Command;
 use crate::support::{
-    Context, Outcome, Recipe, Terminal, Who, everywhere, for_makers, once, shared,
+    Context, Outcome, Recipe, Terminal, Who, as_root, everywhere, for_makers, once, shared,
 };
 
 /// `snapshot` with the seat's interpreter, writing `snap.img`.
@@ -358,6 +358,70 @@ fn a_seccomp_filter_that_an_import_installs_is_refused_by_its_name() {
             }
         }
         it.nothing_is_left();
+    });
+}
+
+#[test]
+fn what_an_import_changes_of_its_own_process_is_refused_by_its_name() {
+    for_makers(|it| {
+        let prctl =
+            |arguments: &str| format!("import ctypes\nctypes.CDLL(None).prctl({arguments})");
+        let sandbox = prctl("38, 1, 0, 0, 0");
+        let in_a_thread = "import threading, time\ndef work():\n  import ctypes\n  ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)\n  done.set()\n  \
+             time.sleep(1000)\ndone = threading.Event(); threading.Thread(target=work, daemon=True).start(); done.wait()";
+        for (module, what) in [
+            (&sandbox, "no_new_privs"),
+            (&in_a_thread.to_owned(), "no_new_privs"),
+            (&prctl("4, 0, 0, 0, 0"), "PR_SET_DUMPABLE"),
+            (&prctl("29, 100000, 0, 0, 0"), "PR_SET_TIMERSLACK"),
+            (&"import os; os.chdir('/')".to_owned(), "the working directory"),
+            (&"import os; os.nice(2)".to_owned(), "the nice value"),
+            (
+                &"import resource as r; r.setrlimit(r.RLIMIT_NPROC, (7, 7))".to_owned(),
+                "the limit 'Max processes'",
+            ),
+        ] {
+            it.file("owner.py", module);
+            for engine in ["native", "criu"] {
+                let options = ["--engine", engine, "--import", "json", "--import", "owner"];
+                let options = if engine == "criu" { &options[..] } else { &options[2..] };
+                let outcome = snapshot(it, options).env("PYTHONDONTWRITEBYTECODE", "1").run();
+                let told = format!("a change of {what}, there since import owner");
+                outcome.is_refused(&[&told, "let the script"]);
+                assert_eq!(made(it, &["owner.py"]), [""; 0]);
+            }
+        }
+        it.nothing_is_left();
+    });
+}
+
+#[test]
+fn what_root_gives_up_in_an_import_is_refused_by_its_name() {
+    as_root(|it| {
+        for (module, what) in [
+            (
+                "import os; os.setgroups([]); os.setresgid(7, 7, 7); os.setresuid(7, 7, 7)",
+                "the user or the groups",
+            ),
+            ("import ctypes; ctypes.CDLL(None).prctl(24, 21, 0, 0, 0)", "the capabilities"),
+            ("import ctypes; ctypes.CDLL(None).prctl(28, 1, 0, 0, 0)", "PR_SET_SECUREBITS"),
+            ("import ctypes; assert not ctypes.CDLL(None).unshare(0x4000000)", "the uts namespace"),
+        ] {
+            is_refused(it, module, &[&format!("a change of {what}, there since import owner")]);
+        }
+    });
+}
+
+#[test]
+fn the_umask_and_the_name_that_an_import_has_set_are_the_scripts() {
+    for_makers(|it| {
+        let code = "import owner, os; print(oct(os.umask(0)), open('/proc/self/comm').read())";
+        let module = "import os; os.umask(0o37); open('/proc/self/comm', 'w').write('renamed')";
+        it.file("owner.py", module);
+        snapshot(it, &["--import", "owner"]).run().succeeds();
+        let image = it.keep("snap.img");
+        let run = it.code(code).image(&image).file("owner.py", module).options(&["--check", "off"]);
+        assert_eq!(run.thaw().succeeds().text(), "0o37 renamed\n\n");
     });
 }
 
