@@ -8,7 +8,7 @@
 //!   # Starts python from an image; see `preloaded-criu starter --help`.
 //!   python=/usr/bin/python3
 //!   image=/home/me/snap.img        absent: a file in the user's cache directory
-//!   folder=/home/me/project        where images are made
+//!   folder=/home/me/project        where images are made; where it is no more, in `/`
 //!   max-age=604800                 after how many seconds an image is made anew; absent: never
 //!   snapshot=--import              the arguments of `preloaded-criu snapshot`, one a line;
 //!   snapshot=numpy                 absent: it makes no image

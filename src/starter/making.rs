@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,6 +15,7 @@ use super::beside::{Beside, NoLock};
 use super::{Regret, Starter};
 use crate::image::{Fault, Image, ImageError, Stale};
 use crate::run::{Request, RunError, run};
+use crate::sys::way::{Blocked, open_directory, trusted_owners};
 
 /// How long an image that could not be made is not tried again: each try takes longer than a start
 /// without it.
@@ -53,8 +55,9 @@ pub(super) fn make(
     };
     // Or while the lock was taken; then there is nothing left to do here, whatever comes of it.
     if beside.stamp() == before {
+        let folder = folder(starter).map_err(not_made)?;
         begin(image);
-        if let Err(why) = snapshot(starter, beside.image()) {
+        if let Err(why) = snapshot(starter, &folder, beside.image()) {
             if why.lasts {
                 beside.note(&why.said);
             }
@@ -97,8 +100,9 @@ pub(super) fn renew(
     if !is_too_old(starter, image) {
         return Ok(());
     }
+    let folder = folder(starter).map_err(not_renewed)?;
     begin(image);
-    if let Err(why) = snapshot(starter, beside.image()) {
+    if let Err(why) = snapshot(starter, &folder, beside.image()) {
         if why.lasts {
             beside.note(&why.said);
         }
@@ -123,6 +127,22 @@ fn place(image: &Path) -> Result<Beside, String> {
         let folder = beside.image().parent().unwrap_or(image);
         Err(format!("{} cannot be written to", folder.display()))
     }
+}
+
+/// The directory in which the image is made: python imports what lies there, so it must be one that nobody
+/// else could have put there. A starter outlives its directory, and is taken to where there is none such;
+/// then the image is made in the root directory, which holds nobody's modules: imports that need the
+/// other one fail there, and say so.
+fn folder(starter: &Starter) -> Result<OwnedFd, String> {
+    let root = Path::new("/");
+    // One that is named by no whole path is none of those that are written.
+    let folder = root.join(&starter.folder);
+    let trusted = trusted_owners();
+    match open_directory(&folder, &trusted) {
+        Err(Blocked::Io(_)) => open_directory(root, &trusted),
+        opened => opened,
+    }
+    .map_err(|why| format!("nothing is imported in {}: {why}", folder.display()))
 }
 
 /// Whether an image that is there is older than the starter wants. An image is never written again, so
@@ -190,8 +210,9 @@ impl From<io::Error> for Failure {
 }
 
 /// Has this program make the image: in a process of its own, because this one is to become python.
-fn snapshot(starter: &Starter, image: &Path) -> Result<(), Failure> {
-    let folder = if starter.folder.is_dir() { &starter.folder } else { Path::new("/") };
+fn snapshot(starter: &Starter, folder: &OwnedFd, image: &Path) -> Result<(), Failure> {
+    // The directory itself, whatever has its name by now.
+    let folder = format!("/proc/self/fd/{}", folder.as_raw_fd());
     let done = Command::new("/proc/self/exe")
         .arg("snapshot")
         .args(&starter.snapshot)

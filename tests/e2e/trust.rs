@@ -381,6 +381,81 @@ fn an_image_is_made_anew_as_it_was_made() {
     });
 }
 
+/// Takes the directory `build` away, and puts a stranger's in its place whose `json` says that it ran.
+fn taken_over(build: &Path) {
+    fs::remove_dir_all(build).unwrap();
+    fs::create_dir(build).unwrap();
+    let planted = build.join("json.py");
+    fs::write(&planted, "open('/proc/self/cwd/ran', 'w')\n").unwrap();
+    give(&planted, STRANGER);
+    give(build, STRANGER);
+}
+
+#[test]
+fn nothing_is_imported_in_a_directory_that_a_stranger_has_made() {
+    for_makers(|it| {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let (open, build) = (it.work().join("open"), it.work().join("open/build"));
+        let (image, starter) = (it.work().join("snap.img"), it.work().join("starter"));
+        fs::create_dir_all(&build).unwrap();
+        mode(&open, 0o1777);
+        for folder in [&open, &build] {
+            it.own(folder);
+        }
+        let made = ["--import", "json", "-o"];
+        it.snapshot(made).args([&image]).folder(&build).run().succeeds();
+        let starter_made = it.program(["starter", "--max-age", "2h"]).args(made);
+        starter_made.args([&starter, &it.work().join("other.img")]).folder(&build).run().succeeds();
+        let refresh = || it.program(["snapshot", "--refresh"]).args([&image]).run();
+        let start = || it.command(&starter).args(["-c", "print('ran')"]).run().succeeds();
+        let starts_and_says = |errors: &[&str]| {
+            let outcome = start();
+            assert_eq!(outcome.text(), "ran\n");
+            let told = outcome.errors();
+            assert_eq!(told.lines().count(), usize::from(!errors.is_empty()), "{told}");
+            assert!(errors.iter().all(|error| told.contains(error)), "{told}");
+        };
+        let before = fs::read(&image).unwrap();
+        taken_over(&build);
+        refresh().is_refused(&["open/build", "belongs to", "--force"]);
+        starts_and_says(&["open/build", "belongs to"]);
+        // Nor where a stranger can take the directory away.
+        for (mine, strange) in [(&build, &open), (&open, &build)] {
+            it.own(mine);
+            give(strange, STRANGER);
+            refresh().is_refused(&["open", "belongs to"]);
+        }
+        it.own(&build);
+        it.own(&open);
+        mode(&open, 0o777);
+        refresh().is_refused(&["open", "everyone may rename"]);
+        starts_and_says(&["open", "everyone may rename"]);
+        mode(&open, 0o1777);
+        assert!(!build.join("ran").exists());
+        fs::remove_dir_all(&build).unwrap();
+        // Another directory has other modules.
+        refresh().is_refused(&["open/build", "No such file", "--force"]);
+        assert_eq!(fs::read(&image).unwrap(), before);
+        // A starter makes its image in the root directory then, and renews it in its own.
+        starts_and_says(&[]);
+        let other = it.work().join("other.img");
+        let inode = fs::metadata(&other).unwrap().ino();
+        fs::create_dir(&build).unwrap();
+        taken_over(&build);
+        grow_old(&other, 3 * 3600);
+        starts_and_says(&["open/build", "older than it should be", "belongs to"]);
+        assert_eq!(fs::metadata(&other).unwrap().ino(), inode);
+        fs::remove_dir_all(&build).unwrap();
+        fs::create_dir(&build).unwrap();
+        it.own(&build);
+        starts_and_says(&[]);
+        assert_ne!(fs::metadata(&other).unwrap().ino(), inode);
+        refresh().succeeds();
+    });
+}
+
 #[test]
 fn an_image_behind_a_link_is_made_anew_where_it_lies() {
     for_makers(|it| {
