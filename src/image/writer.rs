@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,15 +16,20 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use super::archive::Archive;
 use super::check::Check;
 use super::error::{ImageError, WriteFault};
-use super::format::{Header, PAGE, PAGE_BYTES, Section, SectionKind};
+use super::format::{Header, MAGIC, PAGE, PAGE_BYTES, Section, SectionKind};
 use super::manifest::Manifest;
 use super::pages::{self, PageRun};
 use super::trust::not_a_file;
+use crate::sys::access::has_access_list;
 use crate::sys::way::Place;
 
 /// Where the memory of every image begins.
 pub const MEMORY_OFFSET: u64 = PAGE;
 
+/// The mode of an image that nobody but its owner has been let read.
+const PRIVATE: u32 = 0o600;
+const READABLE: u32 = 0o444;
+const READABLE_BY_ALL: u32 = 0o044;
 const PREFIX: &str = ".preloaded-criu-";
 /// How long a file is left alone that may not be locked yet.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -119,7 +124,7 @@ impl Writer {
         };
         let lock = lock(&file);
         // The mode must not depend on the umask.
-        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.set_permissions(Permissions::from_mode(PRIVATE))?;
         Ok(Self {
             path: path.to_owned(),
             force,
@@ -268,7 +273,18 @@ impl Writer {
         Ok(section)
     }
 
+    /// Who was let read the image that this one replaces reads this one too.
+    fn take_over_readers(&self) -> io::Result<()> {
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let old = OpenOptions::new().read(true).custom_flags(flags.bits()).open(&self.path);
+        let readers = old.and_then(|old| readers(&old, &self.file)).unwrap_or(0);
+        self.file.set_permissions(Permissions::from_mode(PRIVATE | readers))
+    }
+
     fn publish(self) -> Result<(), WriteFault> {
+        if self.force {
+            self.take_over_readers()?;
+        }
         let exists = |error: io::Error| match error.kind() {
             io::ErrorKind::AlreadyExists => WriteFault::Exists,
             _ => WriteFault::from(error),
@@ -307,6 +323,24 @@ fn directory_of(path: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
+}
+
+/// The bits of those who may read `old`, for `new`, which gets its group: none where it is no image of this
+/// user's, which was made readable for some other reason, and where a list says who reads it.
+fn readers(old: &File, new: &File) -> io::Result<u32> {
+    let (was, is) = (old.metadata()?, new.metadata()?);
+    let mut begin = [0; MAGIC.len()];
+    if !was.is_file() || was.uid() != geteuid().as_raw() || has_access_list(old.as_fd())? {
+        return Ok(0);
+    }
+    old.read_exact_at(&mut begin, 0)?;
+    if begin != *MAGIC {
+        return Ok(0);
+    }
+    let readers = was.mode() & READABLE;
+    let is_same_group = was.gid() == is.gid() || fchown(new, None, Some(was.gid())).is_ok();
+    // Where all read it, it does not matter who is in the group.
+    Ok(if is_same_group || readers & READABLE_BY_ALL == READABLE_BY_ALL { readers } else { 0 })
 }
 
 fn lock(file: &File) -> Option<Flock<File>> {

@@ -2,6 +2,7 @@
 //! the only place with `unsafe`.
 #![allow(unsafe_code, reason = "sys")]
 
+pub mod access;
 pub mod caller;
 pub mod capabilities;
 mod entry;

@@ -381,6 +381,41 @@ fn an_image_is_made_anew_as_it_was_made() {
     });
 }
 
+#[test]
+fn who_could_read_an_image_reads_the_one_that_replaces_it() {
+    as_root(|it| {
+        let image = it.work().join("snap.img");
+        let made = |options: &[&str]| {
+            it.snapshot(options).args([&image]).run().succeeds();
+            let made = fs::metadata(&image).unwrap();
+            (made.mode() & 0o7777, made.gid())
+        };
+        let force = || made(&["--import", "json", "--force", "-o"]);
+        let refresh = || made(&["--refresh"]);
+        assert_eq!(made(&["--import", "json", "-o"]), (0o600, 0));
+        mode(&image, 0o644);
+        assert_eq!(refresh(), (0o644, 0));
+        assert_eq!(force(), (0o644, 0));
+        // What others may do is never more than that.
+        mode(&image, 0o766);
+        assert_eq!(force(), (0o644, 0));
+        chown(&image, None, Some(STRANGER.into())).unwrap();
+        mode(&image, 0o440);
+        assert_eq!(refresh(), (0o640, STRANGER));
+        // A list names others than the group.
+        let setfacl = it.command("/usr/bin/setfacl").args(["-m", "u:54321:r"]).args([&image]);
+        setfacl.run().succeeds();
+        assert_eq!(refresh().0, 0o600);
+        // What is somebody else's, or no image, was made readable for another reason.
+        mode(&image, 0o644);
+        give(&image, STRANGER);
+        assert_eq!(force().0, 0o600);
+        fs::write(&image, "text").unwrap();
+        mode(&image, 0o644);
+        assert_eq!(force().0, 0o600);
+    });
+}
+
 /// Takes the directory `build` away, and puts a stranger's in its place whose `json` says that it ran.
 fn taken_over(build: &Path) {
     fs::remove_dir_all(build).unwrap();
