@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::utsname::uname;
 
@@ -145,13 +145,26 @@ fn folder(starter: &Starter) -> Result<OwnedFd, String> {
     .map_err(|why| format!("nothing is imported in {}: {why}", folder.display()))
 }
 
-/// Whether an image that is there is older than the starter wants. An image is never written again, so
-/// its file's time is when it was made.
+/// Whether an image that is there is older than the starter wants.
 fn is_too_old(starter: &Starter, image: &Path) -> bool {
     let Some(most) = starter.max_age else { return false };
-    let made = fs::metadata(image).and_then(|metadata| metadata.modified());
-    // One from the future is new.
-    made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > most))
+    let written = fs::metadata(image).and_then(|metadata| metadata.modified());
+    let Ok(written) = written else { return false };
+    let now = SystemTime::now();
+    let is_old = |time| is_older(time, most, now);
+    if written <= now && is_old(written) {
+        return true;
+    }
+    // A copy has another time, and a file can be given any. What cannot be read is for the run to tell.
+    let created = Image::created(image).ok().map(Duration::from_secs);
+    let created = created.and_then(|created| SystemTime::UNIX_EPOCH.checked_add(created));
+    created.is_some_and(|created| is_old(created.min(written)))
+}
+
+/// Whether what is of that `time` is older than `most`. What is from the future is of a clock that was
+/// wrong, and might be of any time.
+fn is_older(time: SystemTime, most: Duration, now: SystemTime) -> bool {
+    now.duration_since(time).map_or(true, |age| age > most)
 }
 
 /// Whether the image can be used when it is made anew: by us, here.
@@ -232,4 +245,19 @@ fn snapshot(starter: &Starter, folder: &OwnedFd, image: &Path) -> Result<(), Fai
     let words: Vec<&str> = line.take_while(|line| !line.starts_with("hint: ")).collect();
     let said = if words.is_empty() { done.status.to_string() } else { words.join(": ") };
     Err(Failure { said, lasts: done.status.code().is_some() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_from_the_future_is_too_old() {
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        for (time, is_old) in
+            [(now, false), (now - hour, false), (now - hour * 2, true), (now + hour, true)]
+        {
+            assert_eq!(is_older(time, hour, now), is_old, "{time:?}");
+        }
+    }
 }

@@ -416,6 +416,32 @@ fn who_could_read_an_image_reads_the_one_that_replaces_it() {
     });
 }
 
+#[test]
+fn a_copy_is_as_old_as_its_image() {
+    once(|it| {
+        let (image, starter) = (it.work().join("own.img"), it.work().join("starter"));
+        let made = it.program(["starter", "--max-age", "2h", "--import", "json", "-o"]);
+        made.args([&starter, &image]).run().succeeds();
+        let use_it = || {
+            it.command(&starter).args(["-c", "pass"]).run().succeeds();
+            fs::metadata(&image).unwrap().ino()
+        };
+        let first = use_it();
+        assert_eq!(use_it(), first);
+        let text = fs::read_to_string(&starter).unwrap();
+        fs::write(&starter, text.replace("max-age=7200", "max-age=3")).unwrap();
+        std::thread::sleep(Duration::from_secs(5));
+        // As copying it does.
+        grow_old(&image, 0);
+        let second = use_it();
+        assert_ne!(second, first);
+        std::thread::sleep(Duration::from_secs(5));
+        let later = SystemTime::now() + Duration::from_secs(24 * 3600);
+        fs::File::options().write(true).open(&image).unwrap().set_modified(later).unwrap();
+        assert_ne!(use_it(), second);
+    });
+}
+
 /// Takes the directory `build` away, and puts a stranger's in its place whose `json` says that it ran.
 fn taken_over(build: &Path) {
     fs::remove_dir_all(build).unwrap();
