@@ -185,7 +185,7 @@ impl Explain for CliError {
                 "set these variables as they were, or make it with `preloaded-criu snapshot --force`".into()
             }
             Self::Folder(_) => "go to a directory that is there".into(),
-            Self::Directory { .. } => "name a directory that is empty or yet to be made".into(),
+            Self::Directory { .. } => "name a directory that is empty or yet to be made, in one of your own".into(),
         }
     }
 }

@@ -1,10 +1,9 @@
 //! The image of a starter is made by the first who misses it.
 
 use std::convert::Infallible;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
@@ -15,6 +14,7 @@ use super::beside::{Beside, NoLock};
 use super::{Regret, Starter};
 use crate::image::{Fault, Image, ImageError, Stale};
 use crate::run::{Request, RunError, run};
+use crate::sys::places::{by_descriptor, make_directory};
 use crate::sys::way::{Blocked, open_directory, trusted_owners};
 
 /// How long an image that could not be made is not tried again: each try takes longer than a start
@@ -115,11 +115,15 @@ pub(super) fn renew(
 /// Finds the place of an image that is to be made, or says why none can be made there. Directories that
 /// are not there are made.
 fn place(image: &Path) -> Result<Beside, String> {
-    if let Some(folder) = image.parent() {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
-    }
-    let beside = Beside::find(image).map_err(|fault| fault.to_string())?;
+    let found = match (Beside::find(image), image.parent()) {
+        (Err(Fault::Missing), Some(folder)) => {
+            let made = make_directory(folder);
+            made.map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+            Beside::find(image)
+        }
+        (found, _) => found,
+    };
+    let beside = found.map_err(|fault| fault.to_string())?;
     // Else each start would start a snapshot to find this out: no note can be left here.
     if beside.is_writable() {
         Ok(beside)
@@ -224,14 +228,12 @@ impl From<io::Error> for Failure {
 
 /// Has this program make the image: in a process of its own, because this one is to become python.
 fn snapshot(starter: &Starter, folder: &OwnedFd, image: &Path) -> Result<(), Failure> {
-    // The directory itself, whatever has its name by now.
-    let folder = format!("/proc/self/fd/{}", folder.as_raw_fd());
     let done = Command::new("/proc/self/exe")
         .arg("snapshot")
         .args(&starter.snapshot)
         .args(["--force", "--output"])
         .arg(image)
-        .current_dir(folder)
+        .current_dir(by_descriptor(folder))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

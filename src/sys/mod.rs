@@ -16,6 +16,7 @@ pub mod lookup;
 mod namespaces;
 pub mod numbers;
 pub mod observe;
+pub mod places;
 pub mod private;
 pub mod probe;
 pub mod procfs;

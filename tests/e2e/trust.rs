@@ -442,6 +442,78 @@ fn a_copy_is_as_old_as_its_image() {
     });
 }
 
+#[test]
+fn nothing_is_written_where_strangers_lead() {
+    as_root(|it| {
+        let image = copy(it, Recipe::Plain, "a.img");
+        let [strange, empty, victim, open] =
+            ["strange", "strange/empty", "victim", "open"].map(|name| it.work().join(name));
+        for folder in [&strange, &empty, &victim, &open] {
+            fs::create_dir(folder).unwrap();
+        }
+        for directory in [&strange, &open] {
+            symlink(&victim, directory.join("l")).unwrap();
+            std::os::unix::fs::lchown(directory.join("l"), Some(STRANGER), None).unwrap();
+        }
+        give(&strange, STRANGER);
+        give(&empty, STRANGER);
+        mode(&empty, 0o777);
+        mode(&open, 0o1777);
+        let is_untouched = || assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
+        for way in ["strange/l", "open/l"] {
+            let there = |name: &str| it.work().join(way).join(name);
+            for force in [&[][..], &["--force"]] {
+                let made = it.snapshot(["--import", "json"]).args(force).args(["-o"]);
+                made.args([there("x.img")]).run().is_refused(&["l is somebody else's"]);
+                let made = it.program(["starter"]).args(force).args(["-o"]);
+                let made = made.args([there("starter"), image.clone()]).run();
+                made.is_refused(&["l is somebody else's", "--output"]);
+            }
+            for folder in [there(""), there("new")] {
+                let export = it.program(["export"]).args([&image, &folder]).run();
+                export.is_refused(&[way.split('/').next().unwrap()]);
+            }
+            let starter = it.work().join("starter");
+            let made = it.program(["starter", "--force", "--import", "json", "-o"]);
+            made.args([&starter, &there("new/n.img")]).run().succeeds();
+            let outcome = it.command(&starter).args(["-c", "print('ran')"]).run().succeeds();
+            assert_eq!(outcome.text(), "ran\n");
+            assert!(outcome.errors().contains("somebody else's"), "{outcome:?}");
+            is_untouched();
+        }
+        it.program(["export"]).args([&image, &empty]).run().is_refused(&["belongs to"]);
+        assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
+        // One's own links lead on.
+        symlink(&victim, it.work().join("own")).unwrap();
+        let own = it.work().join("own");
+        it.program(["export"]).args([&image, &own.join("out")]).run().succeeds();
+        fs::remove_dir_all(victim.join("out")).unwrap();
+        it.snapshot(["--import", "json", "-o"]).args([own.join("x.img")]).run().succeeds();
+        runs(&run(it, &victim.join("x.img")));
+    });
+}
+
+#[test]
+fn an_image_is_not_made_where_it_would_be_refused() {
+    for_makers(|it| {
+        let (open, noted) = (it.work().join("open"), it.work().join("noted"));
+        fs::create_dir(&open).unwrap();
+        it.own(&open);
+        mode(&open, 0o777);
+        it.file("note.py", format!("open({noted:?}, 'w')"));
+        for folder in ["open", "open/inner"] {
+            let path = it.work().join(folder);
+            fs::create_dir_all(&path).unwrap();
+            it.own(&path);
+            let made = it.snapshot(["--import", "note", "-o"]).args([path.join("x.img")]).run();
+            made.is_refused(&[open.to_str().unwrap(), "chmod"]);
+        }
+        assert!(!noted.exists(), "that is known before the imports");
+        mode(&open, 0o1777);
+        it.snapshot(["--import", "note", "-o"]).args([open.join("x.img")]).run().succeeds();
+    });
+}
+
 /// Takes the directory `build` away, and puts a stranger's in its place whose `json` says that it ran.
 fn taken_over(build: &Path) {
     fs::remove_dir_all(build).unwrap();
