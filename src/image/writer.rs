@@ -44,7 +44,7 @@ static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 ///
 /// Where the file system allows it, the file has no name at all until it is whole, so that not even
 /// SIGKILL leaves anything behind. Elsewhere it has a temporary name in the same directory, which
-/// `Drop` removes.
+/// `Drop` removes, and the snapshot's keeper where this program is killed ([`Writer::temporary`]).
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
@@ -166,6 +166,13 @@ impl Writer {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The name that the file has until it is whole, where it has one then. Whoever outlives this program
+    /// removes it: it is nobody else's.
+    #[must_use]
+    pub fn temporary(&self) -> PathBuf {
+        self.place.path.with_file_name(&self.temporary)
     }
 
     /// Offset in the image of the next page.
