@@ -1,12 +1,20 @@
 //! `export`: an image as the directory that it was made from.
 
 use std::collections::btree_map::{BTreeMap, Entry};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, absolute};
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::image::Image;
+use crate::sys::places::{by_descriptor, reason};
+use crate::sys::way::{Blocked, open_directory, trusted_owners};
 
 use super::report::{CliError, Failure};
 use super::{answer, args, units};
@@ -60,46 +68,64 @@ fn copy(source: &File, offset: u64, length: u64, target: &mut File) -> io::Resul
 }
 
 /// A directory that is being filled.
-struct Target<'a> {
-    path: &'a Path,
-    is_new: bool,
-    created: Vec<PathBuf>,
+struct Target {
+    directory: OwnedFd,
+    /// The directory that it is in and its name there, if it is new.
+    made: Option<(OwnedFd, OsString)>,
+    created: Vec<String>,
 }
 
-impl<'a> Target<'a> {
-    /// Makes the directory, for the user alone: it holds what was in the memory. One that is there
-    /// must be empty.
-    fn open(path: &'a Path) -> Result<Self, CliError> {
-        let fail = |why| CliError::Directory { path: path.to_owned(), why };
-        let is_new = match DirBuilder::new().mode(0o700).create(path) {
-            Ok(()) => true,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if fs::read_dir(path).map_err(fail)?.next().is_some() {
-                    return Err(fail(io::ErrorKind::DirectoryNotEmpty.into()));
+impl Target {
+    /// Makes the directory, for the user alone: it holds what was in the memory. One that is there must be
+    /// empty, and neither it nor one above it somebody else's, who could put links there.
+    fn open(path: &Path) -> Result<Self, CliError> {
+        Self::find(path).map_err(|why| CliError::Directory { path: path.to_owned(), why })
+    }
+
+    fn find(path: &Path) -> io::Result<Self> {
+        let path = absolute(path)?;
+        let trusted = trusted_owners();
+        match open_directory(&path, &trusted) {
+            Ok(directory) => {
+                if fs::read_dir(by_descriptor(&directory))?.next().is_some() {
+                    return Err(io::ErrorKind::DirectoryNotEmpty.into());
                 }
-                false
+                Ok(Self { directory, made: None, created: Vec::new() })
             }
-            Err(error) => return Err(fail(error)),
-        };
-        Ok(Self { path, is_new, created: Vec::new() })
+            Err(Blocked::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+                    return Err(error);
+                };
+                Self::make(open_directory(above, &trusted).map_err(reason)?, name)
+            }
+            Err(blocked) => Err(reason(blocked)),
+        }
+    }
+
+    fn make(above: OwnedFd, name: &OsStr) -> io::Result<Self> {
+        mkdirat(&above, name, Mode::S_IRWXU)?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let directory = openat(&above, name, flags, Mode::empty())?;
+        Ok(Self { directory, made: Some((above, name.to_owned())), created: Vec::new() })
     }
 
     fn create(&mut self, name: &str) -> io::Result<File> {
-        let path = self.path.join(name);
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        self.created.push(path);
-        Ok(file)
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(&self.directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        self.created.push(name.to_owned());
+        Ok(file.into())
     }
 
     fn fill(&mut self, work: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<()> {
         let result = work(self);
         if result.is_err() {
-            for path in &self.created {
-                // The first failure is the one to tell.
-                let _ = fs::remove_file(path);
+            // The first failure is the one to tell.
+            for name in &self.created {
+                let _ = unlinkat(&self.directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
             }
-            if self.is_new {
-                let _ = fs::remove_dir(self.path);
+            if let Some((above, name)) = &self.made {
+                let _ = unlinkat(above, name.as_os_str(), UnlinkatFlags::RemoveDir);
             }
         }
         result
@@ -109,6 +135,7 @@ impl<'a> Target<'a> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
 
     use super::*;
     use crate::image::{Archive, Check, Contents, MEMORY_OFFSET, Manifest, PageRun, Writer};

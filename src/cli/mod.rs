@@ -138,6 +138,7 @@ fn make(arguments: args::Snapshot, progress: &mut Progress) -> Result<i32, Failu
             args::SnapshotEngine::Any => snapshot::Engines::Both,
             args::SnapshotEngine::Criu => snapshot::Engines::Criu,
         },
+        temporary: None,
         output: None,
         self_contained: arguments.self_contained,
     };

@@ -1,10 +1,10 @@
 //! `snapshot --refresh`: what was typed when an image was made, from the image.
 
-use std::env::{current_dir, set_current_dir};
+use std::env::current_dir;
 use std::ffi::OsString;
-use std::path::absolute;
+use std::path::{Path, absolute};
 
-use nix::unistd::geteuid;
+use nix::unistd::{fchdir, geteuid};
 
 use std::os::unix::fs::MetadataExt;
 
@@ -13,6 +13,7 @@ use super::report::{CliError, Failure};
 use super::starter;
 use crate::image::{Again, Image};
 use crate::snapshot::{Interpreter, settings_of};
+use crate::sys::way::{Blocked, open_directory, trusted_owners};
 
 /// How an image can be made again, to be kept in it; `None` where paths or values are no text.
 pub(super) fn again(arguments: &args::Snapshot) -> Option<Again> {
@@ -28,6 +29,14 @@ pub(super) fn again(arguments: &args::Snapshot) -> Option<Again> {
         arguments: words.into_iter().map(text).collect::<Option<_>>()?,
         folder: text(current_dir().ok()?.into_os_string())?,
     })
+}
+
+/// Goes to the directory in which the image was made, if that is still one in which nobody else could have
+/// put another: python imports what lies there. In no other directory is the image made, because other
+/// modules may be found there.
+fn go_to(folder: &Path) -> Result<(), Blocked> {
+    let folder = open_directory(folder, &trusted_owners())?;
+    Ok(fchdir(folder)?)
 }
 
 /// The arguments that the image was made with, and its place as the output. Goes to the directory in
@@ -54,8 +63,11 @@ pub(super) fn resolve(asked: args::Snapshot) -> Result<args::Snapshot, Failure> 
     if asked.engine != args::SnapshotEngine::Any {
         made.engine = asked.engine;
     }
-    // Imports that need the directory say so themselves.
-    let _ = set_current_dir(&again.folder);
+    go_to(again.folder.as_ref()).map_err(|why| CliError::MadeElsewhere {
+        image: path.clone(),
+        folder: again.folder.into(),
+        why,
+    })?;
     let interpreter = &image.check().interpreter;
     // The one that is meant where none is named may be another one by now.
     let meant = Interpreter::find(made.python.as_deref()).ok();

@@ -133,6 +133,17 @@ pub(super) enum CliError {
         /// User id of its owner.
         owner: u32,
     },
+    /// An image whose modules may be other ones by now, or somebody else's.
+    #[error("the image {} was made in {}, and is made nowhere else", image.display(), folder.display())]
+    MadeElsewhere {
+        /// The image.
+        image: std::path::PathBuf,
+        /// The directory in which it was made.
+        folder: std::path::PathBuf,
+        /// Why it cannot be made there again.
+        #[source]
+        why: crate::sys::way::Blocked,
+    },
     /// An image that does not say how it was made.
     #[error("the image {} does not tell how it was made", .0.display())]
     Untold(std::path::PathBuf),
@@ -165,13 +176,16 @@ impl Explain for CliError {
             Self::Plan { .. } => {
                 "make the image again with `preloaded-criu snapshot --force`".into()
             }
+            Self::MadeElsewhere { .. } => "go to the directory that it is to be made in, and make it with \
+                                           `preloaded-criu snapshot --force`"
+                .into(),
             Self::NotYours { .. } => "make it anew as its owner".into(),
             Self::Untold(_) => "make it anew with `preloaded-criu snapshot --force`".into(),
             Self::OtherSettings { .. } => {
                 "set these variables as they were, or make it with `preloaded-criu snapshot --force`".into()
             }
             Self::Folder(_) => "go to a directory that is there".into(),
-            Self::Directory { .. } => "name a directory that is empty or yet to be made".into(),
+            Self::Directory { .. } => "name a directory that is empty or yet to be made, in one of your own".into(),
         }
     }
 }

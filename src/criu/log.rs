@@ -7,6 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::sys::places::{by_descriptor, make_directory, reason};
+
 /// The name of the log in the directory of the image.
 pub(super) const LOG: &str = "criu.log";
 
@@ -74,30 +76,41 @@ pub(super) fn harmless(error: &str) -> bool {
 }
 
 /// Takes the log out of a directory that will be removed, to where it can be read later: our folder
-/// of the user's state (XDG Base Directory Specification), which holds the last one only.
+/// of the user's state (XDG Base Directory Specification), which holds the last one only. Where others
+/// could have led this way elsewhere, no log is kept.
 ///
 /// # Errors
 ///
 /// The kernel's reason; there is no log, or no home for it.
 pub(super) fn keep(directory: &Path) -> io::Result<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state"));
-    let state =
-        state.filter(|path| path.is_absolute()).or_else(home).ok_or(io::ErrorKind::NotFound)?;
-    let folder = state.join("preloaded-criu");
-    fs::create_dir_all(&folder)?;
-    let kept = folder.join(LOG);
-    let mut fresh = tempfile::NamedTempFile::new_in(&folder)?;
+    // A home that is not there is not for us to make.
+    let home = || std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_dir());
+    let state = state
+        .filter(|path| path.is_absolute())
+        .or_else(|| Some(home()?.join(".local/state")))
+        .ok_or(io::ErrorKind::NotFound)?;
+    keep_in(&state.join("preloaded-criu"), directory)
+}
+
+fn keep_in(folder: &Path, directory: &Path) -> io::Result<PathBuf> {
+    let opened = make_directory(folder).map_err(reason)?;
+    let inside = by_descriptor(&opened);
+    let mut fresh = tempfile::NamedTempFile::new_in(&inside)?;
     io::copy(&mut fs::File::open(directory.join(LOG))?, &mut fresh)?;
-    fresh.persist(&kept)?;
-    Ok(kept)
+    fresh.persist(inside.join(LOG))?;
+    Ok(folder.join(LOG))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, lchown, symlink};
+
+    use nix::unistd::geteuid;
     use proptest::prelude::*;
 
-    use super::Log;
+    use super::{LOG, Log, keep_in};
 
     const SOCKET: &str = "\
 (00.000010) Version: 4.1.1 (gitid 0)
@@ -128,6 +141,26 @@ mod tests {
         assert_eq!(Log::parse("").reason(), None);
         assert_eq!(Log::parse("(00.1) Error (criu/cr-dump.c:1): Dumping FAILED.\n").reason(), None);
         assert_eq!(Log::parse("(00.1) Error (\nError (x\n Error (x): \n").errors, [] as [&str; 0]);
+    }
+
+    #[test]
+    fn the_log_is_kept_where_nobody_else_leads() {
+        let folder = tempfile::tempdir().unwrap();
+        let [from, home, victim] = ["from", "home", "victim"].map(|name| folder.path().join(name));
+        for folder in [&from, &home, &victim] {
+            fs::create_dir(folder).unwrap();
+        }
+        fs::write(from.join(LOG), SOCKET).unwrap();
+        let kept = keep_in(&home.join("state/preloaded-criu"), &from).unwrap();
+        assert_eq!(fs::read_to_string(&kept).unwrap(), SOCKET);
+        assert_eq!(fs::metadata(kept).unwrap().mode() & 0o7777, 0o600);
+        if geteuid().is_root() {
+            symlink(&victim, home.join("strange")).unwrap();
+            lchown(&home, Some(12345), None).unwrap();
+            lchown(home.join("strange"), Some(12345), None).unwrap();
+            assert!(keep_in(&home.join("strange/preloaded-criu"), &from).is_err());
+            assert_eq!(fs::read_dir(victim).unwrap().count(), 0);
+        }
     }
 
     proptest! {

@@ -167,6 +167,9 @@ pub enum WriteFault {
     /// The name is a link, and what it leads to must not be written.
     #[error("it is a symbolic link that is not followed: {0}")]
     Link(Fault),
+    /// Others could have led the way to it, or would rename it.
+    #[error("{0}")]
+    Place(Blocked),
     /// The name ends in nothing that a file could be called.
     #[error("this is not the name of a file")]
     NoName,
@@ -266,6 +269,10 @@ impl WriteFault {
         match self {
             Self::Exists => "`--force` replaces it; `--output` takes another name",
             Self::Link(_) => "name the file itself and not the link",
+            Self::Place(Blocked::OpenDirectory { .. }) => {
+                "`chmod o-w` the directory, or `chmod +t` so that each file is its owner's to replace"
+            }
+            Self::Place(_) => "name a way to it that is your own with `--output`",
             Self::NotAFile(_) | Self::NoName => "name a file with `--output`",
             Self::Full(_) => "make room, raise the limit, or name another disk with `--output`",
             Self::Io(_) => "name a directory that you may write to with `--output`",

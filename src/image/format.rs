@@ -28,7 +28,7 @@ pub(super) const PAGE_BYTES: usize = PAGE as usize;
 /// The format that this program writes and reads.
 pub const FORMAT_VERSION: u32 = 5;
 
-const MAGIC: &[u8; 8] = b"PCRIUIMG";
+pub(super) const MAGIC: &[u8; 8] = b"PCRIUIMG";
 const CHECKSUM_AT: Range<usize> = 16..24;
 const TABLE_AT: usize = 32;
 const ENTRY: usize = 32;

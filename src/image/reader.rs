@@ -39,11 +39,34 @@ impl Image {
         Self::read(path).map_err(|why| ImageError::Unusable { path: path.to_owned(), why })
     }
 
-    fn read(path: &Path) -> Result<Self, Fault> {
+    /// When the image was made, in seconds since 1970 (UTC). Of what [`Image::open`] checks, only who could
+    /// have written it and the header are: who asks this has not decided to run it.
+    pub fn created(path: &Path) -> Result<u64, ImageError> {
+        /// What is read of the manifest.
+        #[derive(serde::Deserialize)]
+        struct Created {
+            created: u64,
+        }
+        let read = || {
+            let (file, header) = Self::begin(path)?;
+            let manifest = read_section(&file, &header, SectionKind::Manifest)?;
+            let Created { created } =
+                serde_json::from_slice(&manifest).map_err(|error| not_a_manifest(&error))?;
+            Ok(created)
+        };
+        read().map_err(|why| ImageError::Unusable { path: path.to_owned(), why })
+    }
+
+    fn begin(path: &Path) -> Result<(File, Header), Fault> {
         let (file, metadata) = trust::open(path)?;
         let mut page = [0; PAGE_BYTES];
         let length = read_at_most(&file, &mut page)?;
         let header = Header::decode(&page[..length], metadata.size())?;
+        Ok((file, header))
+    }
+
+    fn read(path: &Path) -> Result<Self, Fault> {
+        let (file, header) = Self::begin(path)?;
         let check = read_section(&file, &header, SectionKind::Check)?;
         let check = Check::decode(&check).ok_or_else(|| malformed(SectionKind::Check))?;
         let plan = read_section(&file, &header, SectionKind::Plan)?;
@@ -130,12 +153,7 @@ impl Image {
     /// What the image is, for people.
     pub fn manifest(&self) -> Result<Manifest, ImageError> {
         let bytes = self.bytes(SectionKind::Manifest)?;
-        serde_json::from_slice(&bytes).map_err(|error| {
-            self.unusable(Fault::Malformed {
-                part: Part::Section(SectionKind::Manifest),
-                what: error.to_string(),
-            })
-        })
+        serde_json::from_slice(&bytes).map_err(|error| self.unusable(not_a_manifest(&error)))
     }
 
     /// CRIU's files but the pages.
@@ -170,6 +188,10 @@ impl Image {
     fn unusable(&self, why: Fault) -> ImageError {
         ImageError::Unusable { path: self.path.clone(), why }
     }
+}
+
+fn not_a_manifest(error: &serde_json::Error) -> Fault {
+    Fault::Malformed { part: Part::Section(SectionKind::Manifest), what: error.to_string() }
 }
 
 fn malformed(kind: SectionKind) -> Fault {

@@ -2,29 +2,37 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag};
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, linkat};
-use tempfile::{NamedTempFile, TempPath};
+use tempfile::TempPath;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::archive::Archive;
 use super::check::Check;
 use super::error::{ImageError, WriteFault};
-use super::format::{Header, PAGE, PAGE_BYTES, Section, SectionKind};
+use super::format::{Header, MAGIC, PAGE, PAGE_BYTES, Section, SectionKind};
 use super::manifest::Manifest;
 use super::pages::{self, PageRun};
 use super::trust::not_a_file;
-use crate::sys::way::Place;
+use crate::sys::access::has_access_list;
+use crate::sys::places::by_descriptor;
+use crate::sys::way::{Blocked, Place};
 
 /// Where the memory of every image begins.
 pub const MEMORY_OFFSET: u64 = PAGE;
 
+/// The mode of an image that nobody but its owner has been let read.
+const PRIVATE: u32 = 0o600;
+const READABLE: u32 = 0o444;
+const READABLE_BY_ALL: u32 = 0o044;
 const PREFIX: &str = ".preloaded-criu-";
 /// How long a file is left alone that may not be locked yet.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -36,7 +44,7 @@ static ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 ///
 /// Where the file system allows it, the file has no name at all until it is whole, so that not even
 /// SIGKILL leaves anything behind. Elsewhere it has a temporary name in the same directory, which
-/// `Drop` removes.
+/// `Drop` removes, and the snapshot's keeper where this program is killed ([`Writer::temporary`]).
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
@@ -46,6 +54,10 @@ pub struct Writer {
     _lock: Option<Flock<File>>,
     /// The temporary name, on file systems where a file must have one.
     name: Option<TempPath>,
+    /// Where the image will be; the temporary name is by its directory, and so goes first.
+    place: Place,
+    /// What the file is called if it has a name before it is whole.
+    temporary: String,
     position: u64,
     hash: Hash,
     buffer: Vec<u8>,
@@ -87,16 +99,21 @@ impl Writer {
         if path.file_name().is_none() {
             return Err(WriteFault::NoName);
         }
-        let metadata = fs::symlink_metadata(path);
-        if force && metadata.is_ok_and(|metadata| metadata.is_symlink()) {
-            let place = Place::find(path).map_err(|why| WriteFault::Link(why.into()))?;
-            return Self::begin_file(&place.path, force);
+        let is_link = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+        if is_link && !force {
+            return Err(WriteFault::Exists);
         }
-        Self::begin_file(path, force)
+        let place = Place::find(path).map_err(|why| match why {
+            why if is_link => WriteFault::Link(why.into()),
+            Blocked::Io(error) => error.into(),
+            why => WriteFault::Place(why),
+        })?;
+        let path = if is_link { place.path.clone() } else { path.to_owned() };
+        Self::begin_file(path, place, force)
     }
 
-    fn begin_file(path: &Path, force: bool) -> Result<Self, WriteFault> {
-        match fs::symlink_metadata(path) {
+    fn begin_file(path: PathBuf, place: Place, force: bool) -> Result<Self, WriteFault> {
+        match fs::symlink_metadata(&place.path) {
             Ok(metadata) if metadata.is_symlink() || metadata.is_file() => {
                 if !force {
                     return Err(WriteFault::Exists);
@@ -108,24 +125,27 @@ impl Writer {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }
-        let directory = directory_of(path);
-        sweep(directory);
+        let directory = &place.directory;
+        sweep(&by_descriptor(directory));
+        let temporary = format!("{PREFIX}{:016x}", RandomState::new().hash_one(std::process::id()));
         let (file, name) = if let Ok(file) = unnamed(directory) {
             (file, None)
         } else {
             // File systems say in many ways that they cannot; what really is wrong shows again.
-            let (file, name) = named(directory)?.into_parts();
+            let (file, name) = named(directory, &temporary)?;
             (file, Some(name))
         };
         let lock = lock(&file);
         // The mode must not depend on the umask.
-        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.set_permissions(Permissions::from_mode(PRIVATE))?;
         Ok(Self {
-            path: path.to_owned(),
+            path,
             force,
             file,
             _lock: lock,
             name,
+            place,
+            temporary,
             position: MEMORY_OFFSET,
             hash: Hash(Xxh3::new()),
             buffer: Vec::new(),
@@ -136,8 +156,8 @@ impl Writer {
     #[cfg(test)]
     pub(super) fn create_named(path: &Path, force: bool) -> Result<Self, ImageError> {
         let mut writer = Self::create(path, force)?;
-        let (file, name) =
-            named(directory_of(path)).map_err(|error| writer.unwritten(error.into()))?.into_parts();
+        let (file, name) = named(&writer.place.directory, &writer.temporary)
+            .map_err(|error| writer.unwritten(error.into()))?;
         (writer.file, writer.name) = (file, Some(name));
         Ok(writer)
     }
@@ -146,6 +166,13 @@ impl Writer {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The name that the file has until it is whole, where it has one then. Whoever outlives this program
+    /// removes it: it is nobody else's.
+    #[must_use]
+    pub fn temporary(&self) -> PathBuf {
+        self.place.path.with_file_name(&self.temporary)
     }
 
     /// Offset in the image of the next page.
@@ -268,25 +295,37 @@ impl Writer {
         Ok(section)
     }
 
+    /// Who was let read the image that this one replaces reads this one too.
+    fn take_over_readers(&self) -> io::Result<()> {
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let path = by_descriptor(&self.place.directory).join(&self.place.name);
+        let old = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
+        let readers = old.and_then(|old| readers(&old, &self.file)).unwrap_or(0);
+        self.file.set_permissions(Permissions::from_mode(PRIVATE | readers))
+    }
+
     fn publish(self) -> Result<(), WriteFault> {
+        if self.force {
+            self.take_over_readers()?;
+        }
         let exists = |error: io::Error| match error.kind() {
             io::ErrorKind::AlreadyExists => WriteFault::Exists,
             _ => WriteFault::from(error),
         };
-        let directory = directory_of(&self.path).to_owned();
+        let directory = by_descriptor(&self.place.directory);
+        let path = directory.join(&self.place.name);
         match (self.name, self.force) {
-            (Some(name), true) => name.persist(&self.path).map_err(|error| error.error.into()),
+            (Some(name), true) => name.persist(&path).map_err(|error| error.error.into()),
             (Some(name), false) => {
-                name.persist_noclobber(&self.path).map_err(|error| exists(error.error))
+                name.persist_noclobber(&path).map_err(|error| exists(error.error))
             }
-            (None, force) => match give_name(&self.file, &self.path) {
+            (None, force) => match give_name(&self.file, &path) {
                 // A link cannot replace a file, so the image needs a name of its own for a moment.
                 Err(error) if force && error.kind() == io::ErrorKind::AlreadyExists => {
-                    tempfile::Builder::new()
-                        .prefix(PREFIX)
-                        .make_in(&directory, |name| give_name(&self.file, name))?
-                        .into_temp_path()
-                        .persist(&self.path)
+                    let temporary = directory.join(&self.temporary);
+                    give_name(&self.file, &temporary)?;
+                    TempPath::try_from_path(temporary)?
+                        .persist(&path)
                         .map_err(|error| error.error.into())
                 }
                 named => named.map_err(exists),
@@ -302,11 +341,22 @@ impl Writer {
     }
 }
 
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
+/// The bits of those who may read `old`, for `new`, which gets its group: none where it is no image of this
+/// user's, which was made readable for some other reason, and where a list says who reads it.
+fn readers(old: &File, new: &File) -> io::Result<u32> {
+    let (was, is) = (old.metadata()?, new.metadata()?);
+    let mut begin = [0; MAGIC.len()];
+    if !was.is_file() || was.uid() != geteuid().as_raw() || has_access_list(old.as_fd())? {
+        return Ok(0);
     }
+    old.read_exact_at(&mut begin, 0)?;
+    if begin != *MAGIC {
+        return Ok(0);
+    }
+    let readers = was.mode() & READABLE;
+    let is_same_group = was.gid() == is.gid() || fchown(new, None, Some(was.gid())).is_ok();
+    // Where all read it, it does not matter who is in the group.
+    Ok(if is_same_group || readers & READABLE_BY_ALL == READABLE_BY_ALL { readers } else { 0 })
 }
 
 fn lock(file: &File) -> Option<Flock<File>> {
@@ -336,17 +386,16 @@ fn sweep(directory: &Path) {
     }
 }
 
-fn unnamed(directory: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .custom_flags(OFlag::O_TMPFILE.bits())
-        .open(directory)
+fn unnamed(directory: &OwnedFd) -> nix::Result<File> {
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    Ok(openat(directory, ".", flags, Mode::S_IRUSR | Mode::S_IWUSR)?.into())
 }
 
-fn named(directory: &Path) -> io::Result<NamedTempFile> {
-    tempfile::Builder::new().prefix(PREFIX).tempfile_in(directory)
+fn named(directory: &OwnedFd, name: &str) -> io::Result<(File, TempPath)> {
+    let flags =
+        OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = openat(directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    Ok((file.into(), TempPath::try_from_path(by_descriptor(directory).join(name))?))
 }
 
 /// Gives an unnamed file a name that no file has (open(2), `O_TMPFILE`).

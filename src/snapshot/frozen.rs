@@ -108,7 +108,9 @@ pub fn take(
     let interrupts = Interrupts::hold()
         .map_err(|source| SnapshotError::System { what: "watch for signals", source })?;
     let scratch = Scratch::new(options.output.as_deref());
-    let mut keeper = Keeper::start(isolation, &scratch.directories())?;
+    let mut sweep = scratch.directories();
+    sweep.extend(options.temporary.clone());
+    let mut keeper = Keeper::start(isolation, &sweep)?;
     let resident = scratch.resident(RESIDENT)?;
 
     let warm_up = recipe.warm_up.as_deref().map(|code| scratch.script(code)).transpose()?;

@@ -27,7 +27,11 @@ pub fn make(
     // Begun first: that the image cannot be written is better known before a minute of imports.
     let writer = Writer::create(output, force)?;
     let folder = absolute(writer.path()).ok().and_then(|path| path.parent().map(Path::to_owned));
-    let options = Options { output: options.output.clone().or(folder), ..options.clone() };
+    let options = Options {
+        output: options.output.clone().or(folder),
+        temporary: Some(writer.temporary()),
+        ..options.clone()
+    };
     let frozen = take(recipe, &options, progress)?;
     let began = Instant::now();
     progress.event(Event::Writing { path: output });

@@ -43,6 +43,9 @@ pub struct Options {
     /// The folder in which the image will be written, if it is known: a place for temporary files
     /// when the usual ones are of no use.
     pub output: Option<PathBuf>,
+    /// What the image is called until it is whole, if it has a name then: removed at the end, also where
+    /// this program is killed.
+    pub temporary: Option<PathBuf>,
 }
 
 /// Which engines shall be able to restore the image.

@@ -8,7 +8,7 @@
 //!   # Starts python from an image; see `preloaded-criu starter --help`.
 //!   python=/usr/bin/python3
 //!   image=/home/me/snap.img        absent: a file in the user's cache directory
-//!   folder=/home/me/project        where images are made
+//!   folder=/home/me/project        where images are made; where it is no more, in `/`
 //!   max-age=604800                 after how many seconds an image is made anew; absent: never
 //!   snapshot=--import              the arguments of `preloaded-criu snapshot`, one a line;
 //!   snapshot=numpy                 absent: it makes no image
@@ -17,6 +17,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions, read_link};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -27,6 +28,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::sys::Explain;
 use crate::sys::lookup::in_path;
+use crate::sys::places::{by_descriptor, reason};
+use crate::sys::way::Place;
 
 /// The command of this program that a starter's first line names.
 pub(crate) const COMMAND: &str = "start";
@@ -171,7 +174,9 @@ impl Starter {
 pub fn write(starter: &Starter, path: &Path, force: bool, private: bool) -> Result<(), FileError> {
     let put = || -> io::Result<()> {
         let path = absolute(path)?;
-        let folder = path.parent().ok_or(io::ErrorKind::IsADirectory)?;
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::IsADirectory.into());
+        };
         if !force && fs::symlink_metadata(&path).is_ok() {
             return Err(io::Error::new(
                 io::ErrorKind::AlreadyExists,
@@ -179,13 +184,18 @@ pub fn write(starter: &Starter, path: &Path, force: bool, private: bool) -> Resu
             ));
         }
         let mode = if private { 0o700 } else { 0o755 };
+        // The place of a name that nobody has: what has the starter's own is replaced, also a link.
+        let random = RandomState::new().hash_one(std::process::id());
+        let place = Place::find(&folder.join(format!(".starter.{random:016x}"))).map_err(reason)?;
+        let folder = by_descriptor(&place.directory);
         let mut file = tempfile::Builder::new()
             .prefix(".starter.")
             .permissions(Permissions::from_mode(mode))
-            .tempfile_in(folder)?;
+            .tempfile_in(&folder)
+            .map_err(|error| error.raw_os_error().map_or(error, io::Error::from_raw_os_error))?;
         file.write_all(&head(&launcher()?))?;
         file.write_all(&starter.encode())?;
-        file.persist(&path).map_err(|error| error.error)?;
+        file.persist(folder.join(name)).map_err(|error| error.error)?;
         Ok(())
     };
     put().map_err(|why| FileError::Write { path: path.to_owned(), why })

@@ -1,12 +1,12 @@
 //! The image of a starter is made by the first who misses it.
 
 use std::convert::Infallible;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::utsname::uname;
 
@@ -14,6 +14,8 @@ use super::beside::{Beside, NoLock};
 use super::{Regret, Starter};
 use crate::image::{Fault, Image, ImageError, Stale};
 use crate::run::{Request, RunError, run};
+use crate::sys::places::{by_descriptor, make_directory};
+use crate::sys::way::{Blocked, open_directory, trusted_owners};
 
 /// How long an image that could not be made is not tried again: each try takes longer than a start
 /// without it.
@@ -53,8 +55,9 @@ pub(super) fn make(
     };
     // Or while the lock was taken; then there is nothing left to do here, whatever comes of it.
     if beside.stamp() == before {
+        let folder = folder(starter).map_err(not_made)?;
         begin(image);
-        if let Err(why) = snapshot(starter, beside.image()) {
+        if let Err(why) = snapshot(starter, &folder, beside.image()) {
             if why.lasts {
                 beside.note(&why.said);
             }
@@ -97,8 +100,9 @@ pub(super) fn renew(
     if !is_too_old(starter, image) {
         return Ok(());
     }
+    let folder = folder(starter).map_err(not_renewed)?;
     begin(image);
-    if let Err(why) = snapshot(starter, beside.image()) {
+    if let Err(why) = snapshot(starter, &folder, beside.image()) {
         if why.lasts {
             beside.note(&why.said);
         }
@@ -111,11 +115,15 @@ pub(super) fn renew(
 /// Finds the place of an image that is to be made, or says why none can be made there. Directories that
 /// are not there are made.
 fn place(image: &Path) -> Result<Beside, String> {
-    if let Some(folder) = image.parent() {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
-    }
-    let beside = Beside::find(image).map_err(|fault| fault.to_string())?;
+    let found = match (Beside::find(image), image.parent()) {
+        (Err(Fault::Missing), Some(folder)) => {
+            let made = make_directory(folder);
+            made.map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+            Beside::find(image)
+        }
+        (found, _) => found,
+    };
+    let beside = found.map_err(|fault| fault.to_string())?;
     // Else each start would start a snapshot to find this out: no note can be left here.
     if beside.is_writable() {
         Ok(beside)
@@ -125,13 +133,42 @@ fn place(image: &Path) -> Result<Beside, String> {
     }
 }
 
-/// Whether an image that is there is older than the starter wants. An image is never written again, so
-/// its file's time is when it was made.
+/// The directory in which the image is made: python imports what lies there, so it must be one that nobody
+/// else could have put there. A starter outlives its directory, and is taken to where there is none such;
+/// then the image is made in the root directory, which holds nobody's modules: imports that need the
+/// other one fail there, and say so.
+fn folder(starter: &Starter) -> Result<OwnedFd, String> {
+    let root = Path::new("/");
+    // One that is named by no whole path is none of those that are written.
+    let folder = root.join(&starter.folder);
+    let trusted = trusted_owners();
+    match open_directory(&folder, &trusted) {
+        Err(Blocked::Io(_)) => open_directory(root, &trusted),
+        opened => opened,
+    }
+    .map_err(|why| format!("nothing is imported in {}: {why}", folder.display()))
+}
+
+/// Whether an image that is there is older than the starter wants.
 fn is_too_old(starter: &Starter, image: &Path) -> bool {
     let Some(most) = starter.max_age else { return false };
-    let made = fs::metadata(image).and_then(|metadata| metadata.modified());
-    // One from the future is new.
-    made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > most))
+    let written = fs::metadata(image).and_then(|metadata| metadata.modified());
+    let Ok(written) = written else { return false };
+    let now = SystemTime::now();
+    let is_old = |time| is_older(time, most, now);
+    if written <= now && is_old(written) {
+        return true;
+    }
+    // A copy has another time, and a file can be given any. What cannot be read is for the run to tell.
+    let created = Image::created(image).ok().map(Duration::from_secs);
+    let created = created.and_then(|created| SystemTime::UNIX_EPOCH.checked_add(created));
+    created.is_some_and(|created| is_old(created.min(written)))
+}
+
+/// Whether what is of that `time` is older than `most`. What is from the future is of a clock that was
+/// wrong, and might be of any time.
+fn is_older(time: SystemTime, most: Duration, now: SystemTime) -> bool {
+    now.duration_since(time).map_or(true, |age| age > most)
 }
 
 /// Whether the image can be used when it is made anew: by us, here.
@@ -190,14 +227,13 @@ impl From<io::Error> for Failure {
 }
 
 /// Has this program make the image: in a process of its own, because this one is to become python.
-fn snapshot(starter: &Starter, image: &Path) -> Result<(), Failure> {
-    let folder = if starter.folder.is_dir() { &starter.folder } else { Path::new("/") };
+fn snapshot(starter: &Starter, folder: &OwnedFd, image: &Path) -> Result<(), Failure> {
     let done = Command::new("/proc/self/exe")
         .arg("snapshot")
         .args(&starter.snapshot)
         .args(["--force", "--output"])
         .arg(image)
-        .current_dir(folder)
+        .current_dir(by_descriptor(folder))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -211,4 +247,19 @@ fn snapshot(starter: &Starter, image: &Path) -> Result<(), Failure> {
     let words: Vec<&str> = line.take_while(|line| !line.starts_with("hint: ")).collect();
     let said = if words.is_empty() { done.status.to_string() } else { words.join(": ") };
     Err(Failure { said, lasts: done.status.code().is_some() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_from_the_future_is_too_old() {
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        for (time, is_old) in
+            [(now, false), (now - hour, false), (now - hour * 2, true), (now + hour, true)]
+        {
+            assert_eq!(is_older(time, hour, now), is_old, "{time:?}");
+        }
+    }
 }

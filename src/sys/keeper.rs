@@ -3,7 +3,7 @@
 //!
 //! The keeper holds one end of a socket pair and we the other. When ours goes (because the work is
 //! done, because of an error, because we were killed), the keeper kills everything that it started
-//! and everything that these have started, removes the directories that it was told, and ends.
+//! and everything that these have started, removes the directories and files that it was told, and ends.
 //!
 //! In namespaces of its own the keeper is two processes: the outer one watches and sweeps, the
 //! inner one is the first process of the process namespace, so that killing it ends all others.
@@ -142,8 +142,8 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Starts it. `sweep` are the private directories ([`private`]) to be removed at the end; they need
-    /// not exist yet, and are left alone where they are somebody else's.
+    /// Starts it. `sweep` are the private directories ([`private`]) and the files under such names to be
+    /// removed at the end; they need not exist yet, and are left alone where they are somebody else's.
     ///
     /// # Errors
     ///
@@ -343,9 +343,9 @@ fn keep(control: OwnedFd, isolation: Isolation, sweep: &[PathBuf]) -> ! {
             }
             Isolation::UserNamespace => watch(&control),
         }
-        for directory in sweep {
+        for path in sweep {
             // Most of them were never made.
-            private::remove(directory);
+            private::sweep(path);
         }
     }
     spawn::leave()

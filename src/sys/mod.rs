@@ -2,6 +2,7 @@
 //! the only place with `unsafe`.
 #![allow(unsafe_code, reason = "sys")]
 
+pub mod access;
 pub mod caller;
 pub mod capabilities;
 mod entry;
@@ -15,6 +16,7 @@ pub mod lookup;
 mod namespaces;
 pub mod numbers;
 pub mod observe;
+pub mod places;
 pub mod private;
 pub mod probe;
 pub mod procfs;

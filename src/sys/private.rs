@@ -83,9 +83,26 @@ impl Drop for Private {
     }
 }
 
+/// Removes a file that has a name of our own, if there is one, and it is this user's.
+fn remove_file(path: &Path) {
+    let ours = fs::symlink_metadata(path)
+        .is_ok_and(|found| found.is_file() && found.uid() == geteuid().as_raw());
+    if ours {
+        // Nobody is left to be told.
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Removes what is private and is this user's, if it is there: a directory with all that is in it, or a
+/// file, where somebody may still write to it under no name.
+pub(super) fn sweep(path: &Path) {
+    remove(path);
+    remove_file(path);
+}
+
 /// Removes a private directory with all that is in it, if there is one, and it is this user's. Who has it
 /// open may still write there: a CRIU that has just lost its launcher. So it is emptied until it is gone.
-pub(super) fn remove(directory: &Path) {
+fn remove(directory: &Path) {
     let ours = fs::symlink_metadata(directory)
         .is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw());
     if !ours {
@@ -123,7 +140,7 @@ mod tests {
 
     use nix::unistd::{Uid, chown, geteuid};
 
-    use super::{Private, remove, write_new};
+    use super::{Private, remove, sweep, write_new};
     use crate::sys::way::Blocked;
 
     fn is_there(error: &Blocked) -> bool {
@@ -142,6 +159,25 @@ mod tests {
         assert_eq!(fs::metadata(path.join("file")).unwrap().mode() & 0o7777, 0o600);
         drop((one, other));
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_of_ones_own_is_swept_away_and_no_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
+        sweep(&file);
+        write_new(&file, b"content").unwrap();
+        symlink(&file, &link).unwrap();
+        sweep(&link);
+        assert!(link.is_symlink() && file.exists());
+        if geteuid().is_root() {
+            chown(&file, Some(Uid::from_raw(12345)), None).unwrap();
+            sweep(&file);
+            assert!(file.exists());
+            chown(&file, Some(geteuid()), None).unwrap();
+        }
+        sweep(&file);
+        assert!(!file.exists());
     }
 
     #[test]

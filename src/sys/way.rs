@@ -83,7 +83,7 @@ pub struct Place {
 
 impl Place {
     /// Finds the place to write what `path` names. It must be one that files would be read from; and links
-    /// are followed only where they are the caller's own or root's, wherever they are: who follows
+    /// are followed only where they are those of [`trusted_owners`], wherever they are: who follows
     /// somebody else's to write replaces a file of that one's choice.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ impl Place {
     /// Why nothing should be written there: [`Blocked`], but for `ForeignDirectory`.
     pub fn find(path: &Path) -> Result<Self, Blocked> {
         let path = absolute(path).map_err(Blocked::Io)?;
-        Walk::begin(&path)?.into_place(&known([0, geteuid().as_raw()]))
+        Walk::begin(&path)?.into_place(&trusted_owners())
     }
 }
 

@@ -10,8 +10,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::libc;
+use nix::sys::signal::Signal;
 
 use crate::support::image::{arguments, copy};
 use crate::support::run::{Command, Running};
@@ -786,6 +788,48 @@ const NO_ROOM_ANYWHERE: &str = "import ctypes, os, struct, sys\n\
     prctl = ctypes.CDLL(None).prctl\n\
     assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, program) == 0\n\
     os.execvp(sys.argv[1], sys.argv[1:])\n";
+
+#[test]
+fn a_killed_snapshot_leaves_no_image_that_must_have_a_name() {
+    once(|it| {
+        it.file("slow.py", "import time; time.sleep(2)");
+        let folder = it.work().join("images");
+        fs::create_dir(&folder).unwrap();
+        it.own(&folder);
+        let names = || fs::read_dir(&folder).unwrap().count();
+        // As on a file system that has no file without a name.
+        let command = it.snapshot(["--import", "slow", "-o"]).args([folder.join("x.img")]);
+        let running = command
+            .through([
+                // The program itself is ours to kill.
+                "strace",
+                "-D",
+                "-qq",
+                "-o",
+                "/dev/null",
+                "-e",
+                "trace=openat",
+                "-e",
+                "inject=openat:error=EOPNOTSUPP:when=2",
+                "-P",
+            ])
+            .through([&folder])
+            .spawn();
+        let end = Instant::now() + Duration::from_secs(60);
+        while names() == 0 {
+            assert!(Instant::now() < end, "it has no name");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // Until the keeper is there, the file is empty.
+        std::thread::sleep(Duration::from_secs(1));
+        running.signal(Signal::SIGKILL);
+        drop(running);
+        while names() > 0 {
+            assert!(Instant::now() < end, "it is still there");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+}
 
 /// What comes of a command, and what strace(1) with these options writes of it.
 fn logged(it: &Context, command: Command<'_>, options: &[&str]) -> (Outcome, String) {

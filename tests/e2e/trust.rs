@@ -382,6 +382,214 @@ fn an_image_is_made_anew_as_it_was_made() {
 }
 
 #[test]
+fn who_could_read_an_image_reads_the_one_that_replaces_it() {
+    as_root(|it| {
+        let image = it.work().join("snap.img");
+        let made = |options: &[&str]| {
+            it.snapshot(options).args([&image]).run().succeeds();
+            let made = fs::metadata(&image).unwrap();
+            (made.mode() & 0o7777, made.gid())
+        };
+        let force = || made(&["--import", "json", "--force", "-o"]);
+        let refresh = || made(&["--refresh"]);
+        assert_eq!(made(&["--import", "json", "-o"]), (0o600, 0));
+        mode(&image, 0o644);
+        assert_eq!(refresh(), (0o644, 0));
+        assert_eq!(force(), (0o644, 0));
+        // What others may do is never more than that.
+        mode(&image, 0o766);
+        assert_eq!(force(), (0o644, 0));
+        chown(&image, None, Some(STRANGER.into())).unwrap();
+        mode(&image, 0o440);
+        assert_eq!(refresh(), (0o640, STRANGER));
+        // A list names others than the group.
+        let setfacl = it.command("/usr/bin/setfacl").args(["-m", "u:54321:r"]).args([&image]);
+        setfacl.run().succeeds();
+        assert_eq!(refresh().0, 0o600);
+        // What is somebody else's, or no image, was made readable for another reason.
+        mode(&image, 0o644);
+        give(&image, STRANGER);
+        assert_eq!(force().0, 0o600);
+        fs::write(&image, "text").unwrap();
+        mode(&image, 0o644);
+        assert_eq!(force().0, 0o600);
+    });
+}
+
+#[test]
+fn a_copy_is_as_old_as_its_image() {
+    once(|it| {
+        let (image, starter) = (it.work().join("own.img"), it.work().join("starter"));
+        let made = it.program(["starter", "--max-age", "2h", "--import", "json", "-o"]);
+        made.args([&starter, &image]).run().succeeds();
+        let use_it = || {
+            it.command(&starter).args(["-c", "pass"]).run().succeeds();
+            fs::metadata(&image).unwrap().ino()
+        };
+        let first = use_it();
+        assert_eq!(use_it(), first);
+        let text = fs::read_to_string(&starter).unwrap();
+        fs::write(&starter, text.replace("max-age=7200", "max-age=3")).unwrap();
+        std::thread::sleep(Duration::from_secs(5));
+        // As copying it does.
+        grow_old(&image, 0);
+        let second = use_it();
+        assert_ne!(second, first);
+        std::thread::sleep(Duration::from_secs(5));
+        let later = SystemTime::now() + Duration::from_secs(24 * 3600);
+        fs::File::options().write(true).open(&image).unwrap().set_modified(later).unwrap();
+        assert_ne!(use_it(), second);
+    });
+}
+
+#[test]
+fn nothing_is_written_where_strangers_lead() {
+    as_root(|it| {
+        let image = copy(it, Recipe::Plain, "a.img");
+        let [strange, empty, victim, open] =
+            ["strange", "strange/empty", "victim", "open"].map(|name| it.work().join(name));
+        for folder in [&strange, &empty, &victim, &open] {
+            fs::create_dir(folder).unwrap();
+        }
+        for directory in [&strange, &open] {
+            symlink(&victim, directory.join("l")).unwrap();
+            std::os::unix::fs::lchown(directory.join("l"), Some(STRANGER), None).unwrap();
+        }
+        give(&strange, STRANGER);
+        give(&empty, STRANGER);
+        mode(&empty, 0o777);
+        mode(&open, 0o1777);
+        let is_untouched = || assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
+        for way in ["strange/l", "open/l"] {
+            let there = |name: &str| it.work().join(way).join(name);
+            for force in [&[][..], &["--force"]] {
+                let made = it.snapshot(["--import", "json"]).args(force).args(["-o"]);
+                made.args([there("x.img")]).run().is_refused(&["l is somebody else's"]);
+                let made = it.program(["starter"]).args(force).args(["-o"]);
+                let made = made.args([there("starter"), image.clone()]).run();
+                made.is_refused(&["l is somebody else's", "--output"]);
+            }
+            for folder in [there(""), there("new")] {
+                let export = it.program(["export"]).args([&image, &folder]).run();
+                export.is_refused(&[way.split('/').next().unwrap()]);
+            }
+            let starter = it.work().join("starter");
+            let made = it.program(["starter", "--force", "--import", "json", "-o"]);
+            made.args([&starter, &there("new/n.img")]).run().succeeds();
+            let outcome = it.command(&starter).args(["-c", "print('ran')"]).run().succeeds();
+            assert_eq!(outcome.text(), "ran\n");
+            assert!(outcome.errors().contains("somebody else's"), "{outcome:?}");
+            is_untouched();
+        }
+        it.program(["export"]).args([&image, &empty]).run().is_refused(&["belongs to"]);
+        assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
+        // One's own links lead on.
+        symlink(&victim, it.work().join("own")).unwrap();
+        let own = it.work().join("own");
+        it.program(["export"]).args([&image, &own.join("out")]).run().succeeds();
+        fs::remove_dir_all(victim.join("out")).unwrap();
+        it.snapshot(["--import", "json", "-o"]).args([own.join("x.img")]).run().succeeds();
+        runs(&run(it, &victim.join("x.img")));
+    });
+}
+
+#[test]
+fn an_image_is_not_made_where_it_would_be_refused() {
+    for_makers(|it| {
+        let (open, noted) = (it.work().join("open"), it.work().join("noted"));
+        fs::create_dir(&open).unwrap();
+        it.own(&open);
+        mode(&open, 0o777);
+        it.file("note.py", format!("open({noted:?}, 'w')"));
+        for folder in ["open", "open/inner"] {
+            let path = it.work().join(folder);
+            fs::create_dir_all(&path).unwrap();
+            it.own(&path);
+            let made = it.snapshot(["--import", "note", "-o"]).args([path.join("x.img")]).run();
+            made.is_refused(&[open.to_str().unwrap(), "chmod"]);
+        }
+        assert!(!noted.exists(), "that is known before the imports");
+        mode(&open, 0o1777);
+        it.snapshot(["--import", "note", "-o"]).args([open.join("x.img")]).run().succeeds();
+    });
+}
+
+/// Takes the directory `build` away, and puts a stranger's in its place whose `json` says that it ran.
+fn taken_over(build: &Path) {
+    fs::remove_dir_all(build).unwrap();
+    fs::create_dir(build).unwrap();
+    let planted = build.join("json.py");
+    fs::write(&planted, "open('/proc/self/cwd/ran', 'w')\n").unwrap();
+    give(&planted, STRANGER);
+    give(build, STRANGER);
+}
+
+#[test]
+fn nothing_is_imported_in_a_directory_that_a_stranger_has_made() {
+    for_makers(|it| {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let (open, build) = (it.work().join("open"), it.work().join("open/build"));
+        let (image, starter) = (it.work().join("snap.img"), it.work().join("starter"));
+        fs::create_dir_all(&build).unwrap();
+        mode(&open, 0o1777);
+        for folder in [&open, &build] {
+            it.own(folder);
+        }
+        let made = ["--import", "json", "-o"];
+        it.snapshot(made).args([&image]).folder(&build).run().succeeds();
+        let starter_made = it.program(["starter", "--max-age", "2h"]).args(made);
+        starter_made.args([&starter, &it.work().join("other.img")]).folder(&build).run().succeeds();
+        let refresh = || it.program(["snapshot", "--refresh"]).args([&image]).run();
+        let start = || it.command(&starter).args(["-c", "print('ran')"]).run().succeeds();
+        let starts_and_says = |errors: &[&str]| {
+            let outcome = start();
+            assert_eq!(outcome.text(), "ran\n");
+            let told = outcome.errors();
+            assert_eq!(told.lines().count(), usize::from(!errors.is_empty()), "{told}");
+            assert!(errors.iter().all(|error| told.contains(error)), "{told}");
+        };
+        let before = fs::read(&image).unwrap();
+        taken_over(&build);
+        refresh().is_refused(&["open/build", "belongs to", "--force"]);
+        starts_and_says(&["open/build", "belongs to"]);
+        // Nor where a stranger can take the directory away.
+        for (mine, strange) in [(&build, &open), (&open, &build)] {
+            it.own(mine);
+            give(strange, STRANGER);
+            refresh().is_refused(&["open", "belongs to"]);
+        }
+        it.own(&build);
+        it.own(&open);
+        mode(&open, 0o777);
+        refresh().is_refused(&["open", "everyone may rename"]);
+        starts_and_says(&["open", "everyone may rename"]);
+        mode(&open, 0o1777);
+        assert!(!build.join("ran").exists());
+        fs::remove_dir_all(&build).unwrap();
+        // Another directory has other modules.
+        refresh().is_refused(&["open/build", "No such file", "--force"]);
+        assert_eq!(fs::read(&image).unwrap(), before);
+        // A starter makes its image in the root directory then, and renews it in its own.
+        starts_and_says(&[]);
+        let other = it.work().join("other.img");
+        let inode = fs::metadata(&other).unwrap().ino();
+        fs::create_dir(&build).unwrap();
+        taken_over(&build);
+        grow_old(&other, 3 * 3600);
+        starts_and_says(&["open/build", "older than it should be", "belongs to"]);
+        assert_eq!(fs::metadata(&other).unwrap().ino(), inode);
+        fs::remove_dir_all(&build).unwrap();
+        fs::create_dir(&build).unwrap();
+        it.own(&build);
+        starts_and_says(&[]);
+        assert_ne!(fs::metadata(&other).unwrap().ino(), inode);
+        refresh().succeeds();
+    });
+}
+
+#[test]
 fn an_image_behind_a_link_is_made_anew_where_it_lies() {
     for_makers(|it| {
         let python = it.seat.python.path.clone();
