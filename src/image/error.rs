@@ -275,7 +275,9 @@ impl WriteFault {
             Self::Place(_) => "name a way to it that is your own with `--output`",
             Self::NotAFile(_) | Self::NoName => "name a file with `--output`",
             Self::Full(_) => "make room, raise the limit, or name another disk with `--output`",
-            Self::Io(_) => "name a directory that you may write to with `--output`",
+            Self::Io(error) => {
+                limits(error).unwrap_or("name a directory that you may write to with `--output`")
+            }
             Self::ShortSource => "try again; something changed the files of the snapshot meanwhile",
         }
     }

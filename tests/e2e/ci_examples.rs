@@ -10,6 +10,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::support::container::{Container, with_programs};
+use crate::support::shared::copy_program;
 use crate::support::{Context, Outcome, as_root, shared};
 
 const PAGE: &str = include_str!("../../docs/ci.md");
@@ -131,7 +132,7 @@ fn block(language: &str, start: &str) -> &'static str {
 fn check_out(it: &Context) {
     it.file("tests/test_numbers.py", TESTS);
     fs::create_dir(it.work().join("tools")).unwrap();
-    fs::copy(shared().binary(), it.work().join("tools/preloaded-criu")).unwrap();
+    copy_program(shared().binary(), &it.work().join("tools/preloaded-criu"));
 }
 
 /// Runs the steps of a job, each a shell's own, in a container as the service starts it.

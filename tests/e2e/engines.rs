@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use tempfile::tempdir;
 
 use crate::support::run::Python;
+use crate::support::shared::copy_program;
 use crate::support::{Context, Engine, Recipe, Seat, Who, as_root, image, shared};
 
 fn through_criu<'a>(it: &'a Context, code: &str) -> Python<'a> {
@@ -216,7 +217,7 @@ fn a_capability_of_the_file_is_not_the_scripts() {
         let folder = tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let program = folder.path().join("preloaded-criu");
-        fs::copy(shared().binary(), &program).unwrap();
+        copy_program(shared().binary(), &program);
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let given = Command::new("setcap").arg("cap_checkpoint_restore+ep").arg(&program).status();
         assert!(given.unwrap().success());

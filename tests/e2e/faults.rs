@@ -610,8 +610,7 @@ fn the_next_directory_for_temporary_files() {
         };
         let snapshot = |options: &str| {
             it.snapshot(arguments(it.seat, Recipe::Nothing))
-                .args(["--import", "json", "--force", "-o"])
-                .args([it.work().join("snap.img")])
+                .args(["--import", "json", "-o", "/var/tmp/snap.img"])
                 .through(around_tests(options))
                 .through(mounted("mode=1777", Path::new("/var/tmp")))
                 .through(["env", "-u", "TMPDIR"])

@@ -9,6 +9,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 
 use crate::faults::alter;
+use crate::support::shared::copy_program;
 use crate::support::{
     Context, Outcome, Recipe, Who, as_root, for_everyone, for_makers, once, shared,
     with_every_python,
@@ -309,7 +310,7 @@ fn programs_in_places_that_a_first_line_cannot_name() {
         let folder = it.home().join("it's a place");
         fs::create_dir(&folder).unwrap();
         let program = folder.join("preloaded-criu");
-        fs::copy(shared().binary(), &program).unwrap();
+        copy_program(shared().binary(), &program);
         let path = it.home().join("python-x");
         let image = it.image(Recipe::Plain);
         let make = it.command(&program).args(["starter", "--output"]).args([&path, &image]);

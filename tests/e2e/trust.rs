@@ -9,6 +9,7 @@ use nix::unistd::{Uid, chown};
 
 use crate::support::image::copy;
 use crate::support::run::{Command, Python, Running};
+use crate::support::shared::copy_program;
 use crate::support::{
     Context, Engine, Outcome, Recipe, Seat, Who, as_root, everywhere, for_everyone, for_makers,
     native_only, once, shared,
@@ -114,7 +115,8 @@ fn the_invoking_user_is_trusted_under_sudo_only() {
         }
         // A program that is setuid has its variables from somebody who is not root.
         told.clone().through(["setpriv", "--ruid=54321"]).run().is_refused(&["12345"]);
-        let launcher = it.file("bin/launcher", fs::read(shared().binary()).unwrap());
+        let launcher = it.work().join("launcher");
+        copy_program(shared().binary(), &launcher);
         mode(&launcher, 0o4755);
         let command = it
             .command("/usr/bin/setpriv")
@@ -146,7 +148,7 @@ fn more_rights_than_the_caller_has() {
         // An interpreter with capabilities of its own, or a setuid bit.
         let home = it.file("home/keep", "").parent().unwrap().to_owned();
         let python = home.join("python3");
-        fs::copy(fs::canonicalize(&it.seat.python.path).unwrap(), &python).unwrap();
+        copy_program(&fs::canonicalize(&it.seat.python.path).unwrap(), &python);
         let set = |capabilities: &[&str]| {
             it.command("/usr/sbin/setcap").args(capabilities).args([&python]).run().succeeds();
         };

@@ -261,7 +261,7 @@ pub(crate) fn frozen(root: Root, user: User) -> PathBuf {
 fn make(root: Root, user: User) -> Option<PathBuf> {
     let it = Context::new(Seat::first());
     // The ordinary user of a container is none of this machine's.
-    fs::set_permissions(it.work(), Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(it.work(), Permissions::from_mode(0o1777)).unwrap();
     let outcome = Container::of(&it, root)
         // And nothing else of what podman gives.
         .options(["--cap-drop=all"])

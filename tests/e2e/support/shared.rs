@@ -40,7 +40,7 @@ impl Shared {
         let reaper = reap(&root);
         let binary = root.join("bin/preloaded-criu");
         fs::create_dir(root.join("bin")).unwrap();
-        fs::copy(built(), &binary).unwrap();
+        copy_program(&built(), &binary);
         fs::set_permissions(&binary, Permissions::from_mode(0o755)).unwrap();
         let modules = root.join("modules");
         fs::create_dir(&modules).unwrap();
@@ -96,6 +96,14 @@ const MODULES: &[(&str, &str)] = &[
     ("rounding.py", include_str!("../modules/rounding.py")),
     ("volatile.py", include_str!("../modules/volatile.py")),
 ];
+
+/// Copies a program that is to be executed. Another process does: one that is started here in that moment
+/// would have the copy open for writing until its own exec, and nobody could execute it (execve(2),
+/// `ETXTBSY`).
+pub(crate) fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().unwrap();
+    assert!(status.success(), "cp {} {}: {status}", from.display(), to.display());
+}
 
 fn built() -> PathBuf {
     env::var_os("PRELOADED_CRIU_TEST_BINARY")
