@@ -13,7 +13,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::image::Image;
-use crate::sys::places::{by_descriptor, reason};
+use crate::sys::places::{by_descriptor, create_new, reason};
 use crate::sys::way::{Blocked, open_directory, trusted_owners};
 
 use super::report::{CliError, Failure};
@@ -110,11 +110,9 @@ impl Target {
     }
 
     fn create(&mut self, name: &str) -> io::Result<File> {
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(&self.directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let file = create_new(&self.directory, name)?;
         self.created.push(name.to_owned());
-        Ok(file.into())
+        Ok(file)
     }
 
     fn fill(&mut self, work: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<()> {

@@ -215,6 +215,10 @@ impl From<io::Error> for WriteFault {
     }
 }
 
+/// What to do about a directory in which everyone may rename.
+const CLOSE_DIRECTORY: &str =
+    "`chmod o-w` the directory, or `chmod +t` so that each file is its owner's to replace";
+
 impl Explain for ImageError {
     fn hint(&self) -> String {
         match self {
@@ -248,9 +252,7 @@ impl Fault {
             Self::WritableByOthers { .. } => {
                 "if you trust what is in it: `chmod go-w` the image"
             }
-            Self::OpenDirectory { .. } => {
-                "`chmod o-w` the directory, or `chmod +t` so that each file is its owner's to replace"
-            }
+            Self::OpenDirectory { .. } => CLOSE_DIRECTORY,
             Self::LinkInOpenDirectory { .. } | Self::ForeignLink { .. } => "name the image itself and not the link",
             Self::Newer { .. } => "use the version of preloaded-criu that made it, or make it again with this one",
             Self::Empty
@@ -269,9 +271,7 @@ impl WriteFault {
         match self {
             Self::Exists => "`--force` replaces it; `--output` takes another name",
             Self::Link(_) => "name the file itself and not the link",
-            Self::Place(Blocked::OpenDirectory { .. }) => {
-                "`chmod o-w` the directory, or `chmod +t` so that each file is its owner's to replace"
-            }
+            Self::Place(Blocked::OpenDirectory { .. }) => CLOSE_DIRECTORY,
             Self::Place(_) => "name a way to it that is your own with `--output`",
             Self::NotAFile(_) | Self::NoName => "name a file with `--output`",
             Self::Full(_) => "make room, raise the limit, or name another disk with `--output`",

@@ -2,9 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,7 +22,8 @@ use super::manifest::Manifest;
 use super::pages::{self, PageRun};
 use super::trust::not_a_file;
 use crate::sys::access::has_access_list;
-use crate::sys::places::by_descriptor;
+use crate::sys::places::{by_descriptor, create_new};
+use crate::sys::private::unguessable;
 use crate::sys::way::{Blocked, Place};
 
 /// Where the memory of every image begins.
@@ -127,7 +127,7 @@ impl Writer {
         }
         let directory = &place.directory;
         sweep(&by_descriptor(directory));
-        let temporary = format!("{PREFIX}{:016x}", RandomState::new().hash_one(std::process::id()));
+        let temporary = unguessable(PREFIX);
         let (file, name) = if let Ok(file) = unnamed(directory) {
             (file, None)
         } else {
@@ -221,10 +221,7 @@ impl Writer {
         let written = self.add(plan);
         self.position = end;
         written
-            .and_then(|section| {
-                let name = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-                Ok((File::open(name)?, section))
-            })
+            .and_then(|section| Ok((File::open(by_descriptor(&self.file))?, section)))
             .map_err(|error| self.unwritten(error.into()))
     }
 
@@ -392,15 +389,12 @@ fn unnamed(directory: &OwnedFd) -> nix::Result<File> {
 }
 
 fn named(directory: &OwnedFd, name: &str) -> io::Result<(File, TempPath)> {
-    let flags =
-        OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let file = openat(directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    Ok((file.into(), TempPath::try_from_path(by_descriptor(directory).join(name))?))
+    let file = create_new(directory, name)?;
+    Ok((file, TempPath::try_from_path(by_descriptor(directory).join(name))?))
 }
 
 /// Gives an unnamed file a name that no file has (open(2), `O_TMPFILE`).
 fn give_name(file: &File, name: &Path) -> io::Result<()> {
-    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
     let follow = AtFlags::AT_SYMLINK_FOLLOW;
-    linkat(AT_FDCWD, unnamed.as_str(), AT_FDCWD, name, follow).map_err(io::Error::from)
+    linkat(AT_FDCWD, &by_descriptor(file), AT_FDCWD, name, follow).map_err(io::Error::from)
 }

@@ -3,7 +3,7 @@
 use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::ExitStatusExt;
@@ -29,6 +29,7 @@ use crate::sys::caller::{
 use crate::sys::inherited::environment;
 use crate::sys::keeper::{Isolation, Keeper, KeeperError};
 use crate::sys::numbers::Numbers;
+use crate::sys::places::by_descriptor;
 use crate::sys::private::{Private, SAFE_PLACE};
 use crate::sys::spawn::Orphans;
 use crate::sys::supervise::{Held, end_alike, hand_down, supervise};
@@ -372,7 +373,7 @@ fn is_full(error: &ThroughCriuError) -> bool {
 
 /// Where the image is, or was before somebody removed it or a directory above it: it is open.
 fn whereabouts(image: &Image) -> io::Result<PathBuf> {
-    fs::read_link(format!("/proc/self/fd/{}", image.file().as_fd().as_raw_fd()))
+    fs::read_link(by_descriptor(image.file()))
 }
 
 /// Where a directory may be made, in memory first.

@@ -8,7 +8,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -20,6 +19,8 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, geteuid, unlinkat};
 
 use crate::image::Fault;
+use crate::sys::places::create_new;
+use crate::sys::private::unguessable;
 use crate::sys::way::Place;
 
 /// How often a lock is tried anew that its holder has taken away in the moment between.
@@ -125,13 +126,10 @@ impl Beside {
     pub(super) fn note(&self, why: &str) {
         let directory = &self.place.directory;
         // Of those that a snapshot into this directory removes, should this one be killed.
-        let random = RandomState::new().hash_one(std::process::id());
-        let temporary = format!(".preloaded-criu-{random:016x}");
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let Ok(file) = openat(directory, temporary.as_str(), flags, private()) else { return };
+        let temporary = unguessable(".preloaded-criu-");
+        let Ok(mut file) = create_new(directory, &temporary) else { return };
         // On a full disk it is an empty one.
-        let _ = File::from(file).write_all(why.as_bytes());
+        let _ = file.write_all(why.as_bytes());
         let name = self.named(".failed");
         if renameat(directory, temporary.as_str(), directory, name.as_os_str()).is_err() {
             self.remove(temporary.as_ref());

@@ -17,7 +17,6 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions, read_link};
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -29,6 +28,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::sys::Explain;
 use crate::sys::lookup::in_path;
 use crate::sys::places::{by_descriptor, reason};
+use crate::sys::private::unguessable;
 use crate::sys::way::Place;
 
 /// The command of this program that a starter's first line names.
@@ -185,8 +185,7 @@ pub fn write(starter: &Starter, path: &Path, force: bool, private: bool) -> Resu
         }
         let mode = if private { 0o700 } else { 0o755 };
         // The place of a name that nobody has: what has the starter's own is replaced, also a link.
-        let random = RandomState::new().hash_one(std::process::id());
-        let place = Place::find(&folder.join(format!(".starter.{random:016x}"))).map_err(reason)?;
+        let place = Place::find(&folder.join(unguessable(".starter."))).map_err(reason)?;
         let folder = by_descriptor(&place.directory);
         let mut file = tempfile::Builder::new()
             .prefix(".starter.")

@@ -345,7 +345,7 @@ fn keep(control: OwnedFd, isolation: Isolation, sweep: &[PathBuf]) -> ! {
         }
         for path in sweep {
             // Most of them were never made.
-            private::sweep(path);
+            private::remove(path);
         }
     }
     spawn::leave()

@@ -2,11 +2,13 @@
 //! the way, before or while it writes. So such a directory is found step by step ([`super::way`]), and what is
 //! written in it goes by its descriptor.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf, absolute};
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 
 use super::way::{Blocked, open_directory, trusted_owners};
@@ -34,10 +36,21 @@ pub fn make_directory(path: &Path) -> Result<OwnedFd, Blocked> {
     }
 }
 
-/// A path that leads to an open directory, whatever has its name by now.
+/// A path that leads to an open file or directory, whatever has its name by now.
 #[must_use]
-pub fn by_descriptor(directory: &OwnedFd) -> PathBuf {
-    format!("/proc/self/fd/{}", directory.as_raw_fd()).into()
+pub fn by_descriptor(open: &impl AsRawFd) -> PathBuf {
+    format!("/proc/self/fd/{}", open.as_raw_fd()).into()
+}
+
+/// Makes a new file that only this user can read or write, in an open directory.
+///
+/// # Errors
+///
+/// The kernel's reason: also that there is something of its name.
+pub fn create_new(directory: &OwnedFd, name: &str) -> io::Result<File> {
+    let flags =
+        OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(openat(directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?.into())
 }
 
 /// Why nothing is written there, as what a system call says.
